@@ -1,0 +1,165 @@
+"""Windows: views of scaled series, cut into context and future, a batch in one gather."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from eve_pyro.data.longhorizon import Split
+from eve_pyro.data.panel import Panel
+from eve_pyro.protocols import Batch
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """The mean and deviation of each series' training rows, by name, in the units of the data."""
+
+    mean: Mapping[str, float]
+    deviation: Mapping[str, float]
+
+    @classmethod
+    def fit(cls, panel: Panel, split: Split) -> "Scaler":
+        """Measure the training rows; ValueError for a series that is constant there."""
+        mean, deviation = {}, {}
+        for name, values in zip(panel.names, panel.values, strict=True):
+            rows = values[: split.bounds(len(values)).train]
+            mean[name], deviation[name] = float(rows.mean()), float(rows.std())
+            if deviation[name] <= 1e-12 * max(1.0, abs(mean[name])):
+                raise ValueError(f"series {name!r} is constant ({rows[0]:g}) on its {len(rows)} training rows: leave it out")
+        return cls(mean, deviation)
+
+    def apply(self, panel: Panel) -> list[np.ndarray]:
+        """Return each series standardised, float32; ValueError for a series never seen in training."""
+        unknown = [name for name in panel.names if name not in self.mean]
+        if unknown:
+            raise ValueError(f"series {unknown[0]!r} was not among the training series ({', '.join(self.mean)})")
+        scaled = zip(panel.names, panel.values, strict=True)
+        return [((values - self.mean[n]) / self.deviation[n]).astype(np.float32) for n, values in scaled]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N windows of a panel: ``windows[i]`` is a ``Batch`` for a list, a slice or an array of positions ``i``.
+
+    ``flat`` holds all scaled series one after the other, and ``view`` (rows, L + H) the same memory as windows; nothing
+    is copied before a batch is gathered. ``start`` and ``series`` (N,) say where each window begins in ``flat`` and
+    which series it belongs to. Windows at the end of the data have no future (``known`` is False).
+    """
+
+    panel: Panel
+    scaler: Scaler
+    flat: Tensor
+    start: Tensor
+    series: Tensor
+    context_length: int
+    horizon: int
+    known: bool = True
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, index: Sequence[int] | slice | Tensor) -> Batch:
+        length = self.context_length + (self.horizon if self.known else 0)
+        start = self.start[index if isinstance(index, slice) else torch.as_tensor(index)]
+        rows = self.flat.unfold(0, length, 1)[start]
+        return Batch(rows[:, None, : self.context_length], rows[:, self.context_length :])
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        """Gather a batch at once, as a DataLoader asks for it."""
+        return self[index]
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield all windows in order, ``batch_size`` at a time, the last batch smaller."""
+        for begin in range(0, len(self), batch_size):
+            yield self[begin : begin + batch_size]
+
+    def every(self, stride: int) -> "Windows":
+        """Return every ``stride``-th window."""
+        return replace(self, start=self.start[::stride], series=self.series[::stride])
+
+    def at_most(self, count: int) -> "Windows":
+        """Return about ``count`` windows, evenly spaced over all series, or all of them where there are fewer."""
+        return self.every(max(1, -(-len(self) // count)))
+
+    def select(self, index: Sequence[int] | Tensor) -> "Windows":
+        """Return the windows at the given positions."""
+        index = torch.as_tensor(index)
+        return replace(self, start=self.start[index], series=self.series[index])
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of each window's series, each (N, 1), to undo the scaling."""
+        columns = [[stats[name] for name in self.panel.names] for stats in (self.scaler.mean, self.scaler.deviation)]
+        mean, deviation = (torch.tensor(column)[self.series, None] for column in columns)
+        return mean, deviation
+
+    def timestamps(self, window: int) -> pd.Index:
+        """Return the H timestamps of a window's future."""
+        series = int(self.series[window])
+        lengths = [len(values) for values in self.panel.values]
+        begin = int(self.start[window]) - sum(lengths[:series]) + self.context_length
+        if self.known:
+            return self.panel.index[series][begin : begin + self.horizon]
+        return self.panel.future_index(series, self.horizon)
+
+
+class Splits(NamedTuple):
+    """Windows for training, validation and testing."""
+
+    train: Windows
+    validation: Windows
+    test: Windows
+
+
+def make_windows(
+    panel: Panel, context_length: int, horizon: int, split: Split | None = None, scaler: Scaler | None = None
+) -> Splits:
+    """Scale a panel on its training rows and cut it into windows, stride 1.
+
+    A window belongs to the split that holds its whole future; its context may reach back into the split before.
+    ``context_length`` and ``horizon`` are in steps; ``split`` is 70 / 10 / 20 % unless given. Raises ValueError for a
+    horizon or context below 1 and for a series too short for one window in each split.
+    """
+    if context_length < 2:
+        raise ValueError(f"the context needs at least 2 steps, not {context_length}")
+    if horizon < 1:
+        raise ValueError(f"the horizon must be at least 1 step, not {horizon}")
+    split = split or Split()
+    starts: list[list[Tensor]] = [[], [], []]
+    owners: list[list[Tensor]] = [[], [], []]
+    offset = 0
+    for number, (name, values) in enumerate(zip(panel.names, panel.values, strict=True)):
+        edges = (0, *split.bounds(len(values)))
+        for part, label in enumerate(("training", "validation", "test")):
+            first = max(edges[part], context_length)  # the first row a future may start at
+            count = edges[part + 1] - horizon + 1 - first
+            if count < 1:
+                raise ValueError(
+                    f"series {name!r} is too short: its {label} rows {edges[part]} to {edges[part + 1] - 1} of {len(values)} "
+                    f"hold no window of context {context_length} and horizon {horizon}; shorten them or add data"
+                )
+            starts[part].append(offset + first - context_length + torch.arange(count))
+            owners[part].append(torch.full((count,), number))
+        offset += len(values)
+    scaler = scaler or Scaler.fit(panel, split)
+    flat = torch.from_numpy(np.concatenate(scaler.apply(panel)))
+    return Splits(
+        *(
+            Windows(panel, scaler, flat, torch.cat(start), torch.cat(owner), context_length, horizon)
+            for start, owner in zip(starts, owners, strict=True)
+        )
+    )
+
+
+def latest_windows(panel: Panel, context_length: int, horizon: int, scaler: Scaler) -> Windows:
+    """Return one window a series whose context ends with the data and whose future is yet to come."""
+    lengths = [len(values) for values in panel.values]
+    for name, length in zip(panel.names, lengths, strict=True):
+        if length < context_length:
+            raise ValueError(f"series {name!r} has {length} rows, fewer than the context of {context_length}")
+    flat = torch.from_numpy(np.concatenate(scaler.apply(panel)))
+    start = torch.tensor(np.cumsum(lengths) - context_length)
+    return Windows(panel, scaler, flat, start, torch.arange(len(panel)), context_length, horizon, known=False)

@@ -1,0 +1,139 @@
+"""Distributions the forecasters are made of."""
+
+from collections.abc import Mapping
+from functools import singledispatch
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.distributions import transforms as T
+
+
+class FactorNormal(TorchDistribution):
+    """A normal whose dependence is carried by latent units, and whose marginals do not pay for it.
+
+    With loadings A (H, N), a gain g (N) per window and the units' activity a::
+
+        A_h <- A_h * g,   k_h = 1 / sqrt(1 + |A_h|^2),   B_h = k_h A_h
+        y_h | a ~ Normal(loc_h + scale_h * B_h a, (scale_h * k_h)^2)
+
+    so that p(y_h) = Normal(loc_h, scale_h^2) exactly when a ~ Normal(0, I), whatever the loadings, and p(y) is a normal
+    with correlation B B' + diag(k^2).
+
+    Shapes: ``loc`` and ``scale`` (B, 1, H), ``loadings`` (H, N) or (B, H, N), ``gain`` (B, 1, N), ``activity``
+    (..., B, 1, N). ``site`` names the latent the activity comes from, and ``pool_weight`` how: a = weight * sum_k z_k.
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.independent(constraints.positive, 1)}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        loadings: Tensor,
+        gain: Tensor,
+        activity: Tensor,
+        *,
+        site: str,
+        pool_weight: float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.scale, self.loadings, self.gain, self.activity = loc, scale, loadings, gain, activity
+        self.site, self.pool_weight = site, pool_weight
+        self.noise = (1 + gain.square() @ loadings.square().mT).rsqrt()  # k, (B, 1, H)
+        shift = self.noise * ((gain * activity) @ loadings.mT)  # B a, (..., B, 1, H)
+        self.conditional = dist.Normal(loc + scale * shift, scale * self.noise, validate_args=False).to_event(1)
+        super().__init__(self.conditional.batch_shape, self.conditional.event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Size, _instance: object = None) -> "FactorNormal":
+        """Return the distribution with ``activity`` expanded, so that the batch shape is ``batch_shape``."""
+        activity = self.activity.expand(*batch_shape, self.activity.shape[-1])
+        fields = self.loc, self.scale, self.loadings, self.gain, activity
+        return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
+
+    def rescaled(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
+        """Return the distribution of ``loc + scale * y``: dependence has no units, so the loadings stay."""
+        fields = loc + scale * self.loc, scale * self.scale, self.loadings, self.gain, self.activity
+        return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
+        """Draw y given the activity, reparameterised."""
+        return self.conditional.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(y | z), in nats per window."""
+        return self.conditional.log_prob(value)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean given the activity, (..., B, 1, H)."""
+        return self.conditional.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance given the activity, (..., B, 1, H)."""
+        return self.conditional.variance
+
+    def marginal(self, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+        """Return the normals p(y_h) with independent normal units integrated out: batch (B, 1), event (H,)."""
+        moments = self._activity_moments(latents)
+        if moments is None:
+            return None
+        mean, variance = moments
+        shift = self.noise * ((self.gain * mean) @ self.loadings.mT)
+        spread = (self.gain.square() * variance) @ self.loadings.square().mT
+        return dist.Normal(self.loc + self.scale * shift, self.scale * self.noise * (1 + spread).sqrt()).to_event(1)
+
+    def joint(self, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+        """Return the normal p(y) with independent normal units integrated out: batch (B, 1), event (H,)."""
+        moments = self._activity_moments(latents)
+        if moments is None:
+            return None
+        mean, variance = moments
+        shift = self.noise * ((self.gain * mean) @ self.loadings.mT)
+        spread = (self.gain * variance.sqrt())[..., None, :] * self.loadings.unsqueeze(-3)  # (B, 1, H, N)
+        noise = self.scale * self.noise
+        return dist.LowRankMultivariateNormal(
+            self.loc + self.scale * shift, noise[..., None] * spread, noise.square(), validate_args=False
+        )
+
+    def _activity_moments(self, latents: Mapping[str, TorchDistribution]) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance of the pooled activity, each (B, 1, N), where the units are independent normals."""
+        fn = latents.get(self.site)
+        base = fn.base_dist if isinstance(fn, dist.Independent) else fn
+        if not isinstance(base, dist.Normal):
+            return None
+        mean, variance = base.loc[..., -1, :], base.variance[..., -1, :]  # the path's last step: (..., B, N, K)
+        mean, variance = self.pool_weight * mean.sum(-1), self.pool_weight**2 * variance.sum(-1)
+        return mean.unsqueeze(-2), variance.unsqueeze(-2)
+
+
+@singledispatch
+def rescaled(fn: TorchDistribution, loc: Tensor, scale: Tensor) -> TorchDistribution:
+    """Return the distribution of ``loc + scale * y`` for y ~ ``fn``, its Jacobian in the log density.
+
+    ``loc`` and ``scale`` broadcast against y. Location-scale families come back as themselves; anything else as a
+    transformed distribution.
+    """
+    return dist.TransformedDistribution(fn, T.AffineTransform(loc, scale, event_dim=fn.event_dim))
+
+
+@rescaled.register
+def _(fn: FactorNormal, loc: Tensor, scale: Tensor) -> TorchDistribution:
+    return fn.rescaled(loc, scale)
+
+
+@rescaled.register(torch.distributions.Independent)
+def _(fn: dist.Independent, loc: Tensor, scale: Tensor) -> TorchDistribution:
+    base = fn.base_dist
+    if isinstance(base, dist.Normal):
+        moved: TorchDistribution = dist.Normal(loc + scale * base.loc, scale * base.scale, validate_args=False)
+    elif isinstance(base, dist.StudentT):
+        moved = dist.StudentT(base.df, loc + scale * base.loc, scale * base.scale, validate_args=False)
+    else:
+        return dist.TransformedDistribution(fn, T.AffineTransform(loc, scale, event_dim=fn.event_dim))
+    return moved.to_event(fn.reinterpreted_batch_ndims)

@@ -1,0 +1,1 @@
+"""Inference: the local ELBO, training, forecasting. Knows the protocols only."""

@@ -1,0 +1,166 @@
+"""The local ELBO: every unit pays for its own KL."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from pyro.nn import PyroModule
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from eve_pyro.infer.predictive import forecast_latents, forecast_trace, marginal, mixture_log_prob
+from eve_pyro.infer.terms import ELBOTerms, by_unit, measure_units
+from eve_pyro.protocols import OBSERVED
+
+Objective = Literal["elbo", "mixture", "predictive"]
+Beta = float | Tensor | Mapping[str, Tensor]
+Penalty = Callable[[ELBOTerms], Tensor]
+PREDICTIVE = "_PREDICTIVE"
+
+
+class LocalELBO(TraceMeanField_ELBO):
+    r"""Pyro's mean-field ELBO with a beta for every unit, other likelihood terms, penalties, and its parts kept apart.
+
+    loss = sum over windows of  -L + sum_n beta_n KL_n + sum of penalties,  in nats, where L is
+
+    - ``elbo``: the mean over draws of log p(y | z_s);
+    - ``mixture``: log of the mean over draws of p(y | z_s);
+    - ``predictive``: alpha * (the ELBO above) + (1 - alpha) * log p(y) under the marginals at forecast time, in closed
+      form where the likelihood can integrate its units out, else as the mixture over ``num_particles`` draws from the
+      prior (or from a guide that needs no future). The alpha scales the KL as well.
+
+    At ``beta=1`` with ``elbo`` and no penalties this is ``TraceMeanField_ELBO``. ``beta`` is a number, a tensor over
+    units, or a mapping from site to such a tensor (sites left out pay beta 1); assign ``elbo.beta`` to change it between
+    steps. After each evaluation ``elbo.terms`` holds what was measured.
+
+    Use it as ``LocalELBO()(model, guide)`` with a torch optimizer, or as ``SVI(model, guide, optim, loss=LocalELBO())``,
+    where modules that are no PyroModules are registered as "model" and "guide". Plates beyond windows and units need
+    ``max_plate_nesting``. Source: arXiv 2602.18250, with the objectives named above.
+
+    Raises ValueError for an unknown objective, alpha outside [0, 1], no particle, and, at the first evaluation, for
+    sites it would get wrong (see ``measure_units``) and parameters that SVI would silently not train.
+    """
+
+    terms: ELBOTerms
+
+    def __init__(
+        self,
+        objective: Objective = "elbo",
+        alpha: float = 0.5,
+        beta: Beta = 1.0,
+        num_particles: int = 1,
+        penalties: Mapping[str, Penalty] | None = None,
+        sample_kl: bool = False,
+        max_plate_nesting: int = 2,
+    ) -> None:
+        if objective not in get_args(Objective):
+            raise ValueError(f"the objective is one of {', '.join(get_args(Objective))}, not {objective!r}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha weighs the ELBO against the predictive term and lies in [0, 1], not {alpha}")
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, not {num_particles}")
+        super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+        self.objective, self.alpha, self.beta = objective, alpha, beta
+        self.penalties, self.sample_kl = dict(penalties or {}), sample_kl
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return the loss and leave its gradients on the parameters, as SVI asks for it."""
+        with poutine.trace(param_only=True) as capture:
+            loss = super().loss_and_grads(_registered("model", model), _registered("guide", guide), *args, **kwargs)
+        _check_trained(capture.trace, {"model": model, "guide": guide})
+        return loss  # type: ignore[no-any-return]
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        # Past the parent's own check, which only warns where _check_sites refuses.
+        model_trace, guide_trace = super(TraceMeanField_ELBO, self)._get_trace(model, guide, args, kwargs)
+        if self.objective == "predictive":
+            value = self._predictive(model, guide, model_trace, *args, **kwargs)
+            model_trace.add_node(PREDICTIVE, name=PREDICTIVE, type="predictive", value=value)
+        return model_trace, guide_trace
+
+    def _predictive(self, model: Any, guide: Any, model_trace: Trace, context: Tensor, future: Tensor) -> Tensor:
+        """Return log p(y | x) of the forecast's marginals, (B,)."""
+        with poutine.block():
+            at_forecast = poutine.trace(guide).get_trace(context)
+        latents = forecast_latents(model_trace, at_forecast)
+        fn, truth = model_trace.nodes[OBSERVED]["fn"], future.unsqueeze(-2)
+        exact = marginal(fn, latents)
+        if exact is None:
+            with poutine.block():
+                replayed = poutine.replay(model, trace=at_forecast)
+                fn = poutine.trace(replayed).get_trace(context).nodes[OBSERVED]["fn"]
+        return mixture_log_prob(exact or fn, truth)
+
+    def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
+        terms = ELBOTerms(
+            log_likelihood=self._log_likelihood(model_trace),
+            units=measure_units(model_trace, guide_trace, self.sample_kl),
+            predictive=model_trace.nodes[PREDICTIVE]["value"] if PREDICTIVE in model_trace.nodes else None,
+        )
+        terms.penalties.update({name: penalty(terms) for name, penalty in self.penalties.items()})
+        self.terms = terms.detach()
+        loss = -terms.log_likelihood.sum() + sum(
+            (self.beta_of(site, units.kl) * units.kl).sum() for site, units in terms.units.items()
+        )
+        if terms.predictive is not None:
+            loss = self.alpha * loss - (1 - self.alpha) * terms.predictive.sum()
+        loss = loss + terms.log_likelihood.shape[0] * sum(terms.penalties.values())
+        loss = loss * self.num_particles  # the estimator divides by the particles, which are averaged already
+        return loss.item(), loss
+
+    def _log_likelihood(self, model_trace: Trace) -> Tensor:
+        observed = [
+            by_unit(site["log_prob"]).sum(-1)  # (S, B)
+            for site in model_trace.nodes.values()
+            if site["type"] == "sample" and site["is_observed"]
+        ]
+        if not observed:
+            raise ValueError("the model observes nothing: pass obs=future to its site 'y'")
+        log_prob: Tensor = sum(observed[1:], start=observed[0])
+        if self.objective == "mixture":
+            return log_prob.logsumexp(0) - torch.tensor(float(log_prob.shape[0])).log()
+        return log_prob.mean(0)
+
+    def beta_of(self, site: str, kl: Tensor) -> Tensor:
+        """Return the betas of a site's units, broadcastable to ``kl`` (B, N)."""
+        beta = self.beta.get(site, 1.0) if isinstance(self.beta, Mapping) else self.beta
+        beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)
+        if beta.ndim > 1 or (beta.ndim == 1 and beta.shape[0] not in (1, kl.shape[-1])):
+            raise ValueError(
+                f"beta for site {site!r} is a number or one value a unit ({kl.shape[-1]}), not shape {tuple(beta.shape)}"
+            )
+        return beta
+
+
+def _registered(role: str, program: Any) -> Any:
+    """Return ``program`` with the parameters of a plain module registered, so that SVI finds them."""
+    if not isinstance(program, nn.Module) or isinstance(program, PyroModule):
+        return program
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        pyro.module(role, program)
+        return program(*args, **kwargs)
+
+    return run
+
+
+def _check_trained(captured: Trace, programs: Mapping[str, Any]) -> None:
+    """Refuse what SVI would do silently: leave parameters as they are because the store does not hold them."""
+    held = {id(site["value"].unconstrained()) for site in captured.nodes.values()}
+    for role, program in programs.items():
+        if isinstance(program, nn.Module) and not isinstance(program, PyroModule):
+            lost = [name for name, p in program.named_parameters() if p.requires_grad and id(p) not in held]
+            if lost:
+                raise ValueError(
+                    f"SVI would not train {len(lost)} parameters of the {role} ({role}.{lost[0]}, ...): the param store "
+                    "holds others of these names. Call pyro.clear_param_store() before a second pair, or train with "
+                    "LocalELBO()(model, guide) and a torch optimizer"
+                )
+    if not held:
+        raise ValueError(
+            "SVI would train nothing: neither model nor guide has a parameter in the param store. Call pyro.module(...) "
+            "or pyro.param(...) inside them, or pass modules"
+        )

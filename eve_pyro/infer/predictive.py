@@ -1,0 +1,166 @@
+"""What a model and a guide foretell: joint paths, marginals, and the closed forms where there are some."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from eve_pyro.protocols import OBSERVED, Guide, Integrable, Model
+
+Program = Callable[..., Any]
+BISECTIONS = 20  # brackets a quantile to a millionth of the spread of the components
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """The forecast of B windows.
+
+    ``paths`` (S, B, H) are joint draws. ``components`` are distributions with batch (C, B, H), mixed with equal weights:
+    one (C = 1) where the marginal is ``exact``, else one a draw; None where the family is not one of ours. ``joint`` has
+    batch (B, 1) and event (H,), or is None where the units cannot be integrated out.
+    """
+
+    paths: Tensor
+    components: TorchDistribution | None
+    joint: TorchDistribution | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the marginals are closed form and not a mixture over draws."""
+        return self.joint is not None
+
+
+def vectorized(program: Program, num_draws: int, dim: int = -3) -> Program:
+    """Return ``program`` under an outermost plate of ``num_draws`` draws at ``dim``."""
+    return pyro.plate("draws", num_draws, dim=dim)(program) if num_draws > 1 else program  # type: ignore[no-any-return]
+
+
+def forecast_trace(model: Model, guide: Guide, context: Tensor, num_draws: int = 1) -> tuple[Trace, Trace]:
+    """Return the traces of ``guide(context)`` and of ``model(context)`` replayed against it, as at forecast time."""
+    guide_trace = poutine.trace(vectorized(guide, num_draws)).get_trace(context)
+    replayed = poutine.replay(vectorized(model, num_draws), trace=guide_trace)
+    return poutine.trace(replayed).get_trace(context), guide_trace
+
+
+def latent_sites(model_trace: Trace) -> dict[str, Any]:
+    """Return the unobserved sample sites of a model's trace, the observation and plates left out."""
+    return {
+        name: site
+        for name, site in model_trace.nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and name != OBSERVED
+        and not poutine.util.site_is_subsample(site)
+    }
+
+
+def forecast_latents(model_trace: Trace, guide_trace: Trace) -> dict[str, TorchDistribution]:
+    """Return the distribution each latent has at forecast time: the guide's where it has one, else the prior's."""
+    return {
+        name: guide_trace.nodes[name]["fn"] if name in guide_trace.nodes else site["fn"]
+        for name, site in latent_sites(model_trace).items()
+    }
+
+
+def marginal(fn: TorchDistribution, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+    """Return p(y_h | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
+    if isinstance(fn, Integrable):
+        return fn.marginal(latents)  # type: ignore[no-any-return]
+    return fn if _all_points(latents) else None
+
+
+def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+    """Return p(y | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
+    if isinstance(fn, Integrable):
+        return fn.joint(latents)  # type: ignore[no-any-return]
+    return fn if _all_points(latents) else None
+
+
+def values(fn: TorchDistribution) -> TorchDistribution | None:
+    """Return ``fn`` as a batch of single values, or None where its values depend on each other given the latents."""
+    if isinstance(fn, Integrable):
+        fn = fn.conditional
+    if isinstance(fn, torch.distributions.Independent):
+        return fn.base_dist
+    return None
+
+
+def mixture_log_prob(fn: TorchDistribution, truth: Tensor) -> Tensor:
+    """Return sum_h log mean_s p(y_h | z_s), (B,): for ``fn`` with batch (S, B, 1), the log density of its marginals.
+
+    Where the values of ``fn`` do not separate, the mixture is over whole paths: log mean_s p(y | z_s).
+    """
+    single = values(fn)
+    log_prob = fn.log_prob(truth)[..., None] if single is None else single.log_prob(truth)  # (S, B, 1, H)
+    log_prob = log_prob.reshape(-1, *log_prob.shape[-3:])
+    draws = torch.tensor(float(log_prob.shape[0]))
+    return (log_prob.logsumexp(0) - draws.log()).sum((-1, -2))
+
+
+@torch.no_grad()
+def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -> Predictive:
+    """Forecast B windows from ``context`` (B, T, L), in the scale of the context.
+
+    Where the units integrate out in closed form, paths come from the joint distribution itself; else each of the
+    ``num_draws`` paths has draws of the units of its own.
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, not {num_draws}")
+    model_trace, guide_trace = forecast_trace(model, guide, context)
+    fn, latents = model_trace.nodes[OBSERVED]["fn"], forecast_latents(model_trace, guide_trace)
+    whole, single = joint(fn, latents), marginal(fn, latents)
+    if whole is not None and single is not None:
+        paths = whole.sample(torch.Size([num_draws])).squeeze(-2)  # (S, B, 1, H) -> (S, B, H)
+        return Predictive(paths, _components(single, context.shape[0]), whole)
+    if num_draws > 1:
+        model_trace, _ = forecast_trace(model, guide, context, num_draws)
+    site = model_trace.nodes[OBSERVED]
+    shape = (num_draws, context.shape[0], site["value"].shape[-1])
+    return Predictive(site["value"].reshape(shape), _components(site["fn"], context.shape[0]), None)
+
+
+def _all_points(latents: Mapping[str, TorchDistribution]) -> bool:
+    return all(isinstance(fn, dist.Delta) for fn in latents.values())
+
+
+def _components(fn: TorchDistribution, num_windows: int) -> TorchDistribution | None:
+    """Return the values of ``fn``, batch (..., B, 1, H), as a family with batch (C, B, H), or None for other families."""
+    single = values(fn)
+    if not isinstance(single, dist.Normal | dist.StudentT):
+        return None
+
+    def flat(parameter: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(single.batch_shape, (num_windows, 1, 1))
+        return parameter.expand(shape).reshape(-1, num_windows, shape[-1])
+
+    if isinstance(single, dist.StudentT):
+        return dist.StudentT(flat(single.df), flat(single.loc), flat(single.scale), validate_args=False)
+    return dist.Normal(flat(single.loc), flat(single.scale), validate_args=False)
+
+
+def quantile(prediction: Predictive, level: float) -> Tensor:
+    """Return the quantile at ``level`` in (0, 1), (B, H): exact for a normal, by bisection for a mixture of normals.
+
+    Other families are read off the paths, so their resolution is the number of draws.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"a quantile's level lies between 0 and 1, not {level}")
+    components = prediction.components
+    if not isinstance(components, dist.Normal):
+        return prediction.paths.quantile(level, dim=0)
+    each = components.icdf(torch.as_tensor(level, dtype=components.loc.dtype, device=components.loc.device))
+    low, high = each.min(0).values, each.max(0).values  # the mixture's quantile lies between its components'
+    if each.shape[0] == 1:
+        return low
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        below = components.cdf(middle).mean(0) < level
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)

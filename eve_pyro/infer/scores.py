@@ -1,0 +1,133 @@
+"""Scores of a trained pair on windows: exact where the model has a closed form, from a stated number of draws else."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from eve_pyro import metrics
+from eve_pyro.data import Windows
+from eve_pyro.infer.predictive import (
+    Predictive,
+    forecast_latents,
+    forecast_trace,
+    latent_sites,
+    predict,
+    quantile,
+    vectorized,
+)
+from eve_pyro.infer.programs import device_of, evaluating
+from eve_pyro.protocols import OBSERVED, Guide, Model
+
+KEYS = ("mse", "mae", "crps", "energy_score", "crps_mean", "log_score", "joint_log_score", "coverage_90")
+
+
+def evaluate(
+    model: Model, guide: Guide, windows: Windows, num_draws: int = 100, batch_size: int = 256, seed: int = 0
+) -> dict[str, float]:
+    """Return the mean scores over ``windows``, in the scale of the training rows, log scores in nats a value.
+
+    ``joint_log_score`` of a model without a closed form is estimated by importance sampling through the guide with
+    ``joint_log_score_draws`` draws; ``joint_log_score_se`` is then its Monte-Carlo standard error. It is an upper bound
+    in expectation (Jensen), which more draws tighten.
+    """
+    scores = window_scores(model, guide, windows, num_draws, batch_size, seed)
+    variance = scores.pop("joint_log_score_variance", None)
+    result = {name: float(values.double().mean()) for name, values in scores.items()}
+    if variance is not None:
+        result["joint_log_score_draws"] = float(num_draws)
+        result["joint_log_score_se"] = float(variance.double().sum().sqrt() / len(windows))
+    return result
+
+
+def window_scores(
+    model: Model, guide: Guide, windows: Windows, num_draws: int = 100, batch_size: int = 256, seed: int = 0
+) -> dict[str, Tensor]:
+    """Return each score by window, (N,): what paired comparisons are made of. See ``evaluate``."""
+    parts: list[dict[str, Tensor]] = []
+    device = device_of(model)
+    with evaluating(model, guide, seed):
+        for context, future in windows.batches(batch_size):
+            context, future = context.to(device), future.to(device)
+            prediction = predict(model, guide, context, num_draws)
+            scores = marginal_scores(prediction, future) | path_scores(prediction, future)
+            scores |= joint_score(model, guide, context, future, prediction, num_draws)
+            parts.append({name: values.cpu() for name, values in scores.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def marginal_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
+    """Score every value by itself, averaged over the horizon: exact for normals and their mixtures."""
+    components, paths = prediction.components, prediction.paths
+    if components is None:  # a family without closed forms: all from the draws
+        pit = (paths <= truth).float().mean(0)
+        point = {"mse": metrics.mse(paths, truth), "mae": metrics.mae(paths, truth), "crps": metrics.crps(paths, truth)}
+        return _mean(point | {"log_score": torch.full_like(truth, math.nan), "coverage_90": metrics.coverage(pit)})
+    median = quantile(prediction, 0.5)
+    if isinstance(components, dist.Normal):
+        crps = metrics.crps_normal_mixture(components.loc, components.scale, truth)
+        pit = components.cdf(truth).mean(0)
+    else:
+        crps, pit = metrics.crps(paths, truth), (paths <= truth).float().mean(0)
+    return _mean(
+        {
+            "mse": metrics.mse(components.mean, truth),
+            "mae": metrics.mae(median[None], truth),
+            "crps": crps,
+            "log_score": metrics.log_score(components.log_prob(truth)),
+            "coverage_90": metrics.coverage(pit),
+        }
+    )
+
+
+def path_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
+    """Score the joint paths: the energy score and the CRPS of the horizon's mean, each (B,)."""
+    return {
+        "energy_score": metrics.energy_score(prediction.paths, truth),
+        "crps_mean": metrics.crps_mean(prediction.paths, truth),
+    }
+
+
+def joint_score(
+    model: Model, guide: Guide, context: Tensor, future: Tensor, prediction: Predictive, num_draws: int
+) -> dict[str, Tensor]:
+    """Return -log p(y | x) a value, (B,), exact or with the variance of its importance-sampling estimate."""
+    horizon = future.shape[-1]
+    if prediction.joint is not None:
+        return {"joint_log_score": -prediction.joint.log_prob(future[:, None])[:, 0] / horizon}
+    log_weights = importance_log_weights(model, guide, context, future, num_draws)
+    log_prob = log_weights.logsumexp(0) - math.log(num_draws)
+    weights = (log_weights - log_weights.max(0).values).exp()
+    relative = weights.var(0) / weights.mean(0).square() / num_draws  # delta method
+    return {"joint_log_score": -log_prob / horizon, "joint_log_score_variance": relative / horizon**2}
+
+
+def importance_log_weights(model: Model, guide: Guide, context: Tensor, future: Tensor, num_draws: int) -> Tensor:
+    """Return log p(y | z) + log r(z) - log q(z) for draws z ~ q = guide(context, future), (S, B).
+
+    r is the distribution of z at forecast time, so the mean weight estimates p(y | x) without bias.
+    """
+    at_forecast, guide_at_forecast = forecast_trace(model, guide, context)
+    known = forecast_latents(at_forecast, guide_at_forecast)
+    guide_trace = poutine.trace(vectorized(guide, num_draws)).get_trace(context, future)
+    replayed = poutine.replay(vectorized(model, num_draws), trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(context, future)
+    model_trace.compute_log_prob()
+    log_weights = _by_window(model_trace.nodes[OBSERVED]["log_prob"], num_draws, len(context))
+    for name, site in latent_sites(model_trace).items():
+        r = known[name] if name in guide_at_forecast.nodes else site["fn"]
+        ratio = r.log_prob(site["value"]) - guide_trace.nodes[name]["fn"].log_prob(site["value"])
+        log_weights = log_weights + _by_window(ratio, num_draws, len(context))
+    return log_weights
+
+
+def _by_window(log_prob: Tensor, num_draws: int, num_windows: int) -> Tensor:
+    """Sum a site's log density (..., B, N) over units, to (S, B)."""
+    return log_prob.sum(-1).expand(num_draws, num_windows)
+
+
+def _mean(scores: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: values.mean(-1) for name, values in scores.items()}

@@ -1,0 +1,152 @@
+"""What the local ELBO measures of one pair of traces, unit by unit."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import check_fully_reparametrized
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from eve_pyro.infer.predictive import latent_sites
+
+
+@dataclass(frozen=True)
+class UnitTerms:
+    """One latent site: ``kl`` (B, N) in nats; ``energy`` (N,), the squared shift of the posterior's location from the
+    prior's in prior deviations, averaged over windows and latent dimensions; ``scale`` (N,), the posterior's deviation,
+    averaged alike. ``sampled`` says that the KL is a one-draw-a-particle estimate and not the closed form.
+    """  # noqa: D205
+
+    kl: Tensor
+    energy: Tensor
+    scale: Tensor
+    sampled: bool = False
+
+
+@dataclass(frozen=True)
+class ELBOTerms:
+    """The parts of the objective: ``log_likelihood`` and ``predictive`` (B,), in nats per window; ``units`` by site;
+    ``penalties`` by name, each a scalar in nats per window.
+    """  # noqa: D205
+
+    log_likelihood: Tensor
+    units: dict[str, UnitTerms]
+    predictive: Tensor | None = None
+    penalties: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sampled_sites(self) -> tuple[str, ...]:
+        """Names of the sites whose KL had no closed form and was estimated from the draws."""
+        return tuple(name for name, units in self.units.items() if units.sampled)
+
+    def detach(self) -> "ELBOTerms":
+        """Return the same figures cut off from the graph."""
+        return ELBOTerms(
+            log_likelihood=self.log_likelihood.detach(),
+            units={
+                name: replace(u, kl=u.kl.detach(), energy=u.energy.detach(), scale=u.scale.detach())
+                for name, u in self.units.items()
+            },
+            predictive=None if self.predictive is None else self.predictive.detach(),
+            penalties={name: value.detach() for name, value in self.penalties.items()},
+        )
+
+
+def measure_units(model_trace: Trace, guide_trace: Trace, sample_kl: bool) -> dict[str, UnitTerms]:
+    """Measure every latent site of a pair of traces.
+
+    Raises ValueError, by name, for sites that a guide misses, adds or cannot differentiate, for sites in another order
+    than the model's (the mean-field condition), and, unless ``sample_kl``, for a KL without a closed form.
+    """
+    latents = latent_sites(model_trace)
+    auxiliary = _check_sites(latents, guide_trace)
+    units = {}
+    for name, site in latents.items():
+        units[name] = _measure(name, site, guide_trace.nodes[name], auxiliary.get(name), sample_kl)
+    return units
+
+
+def _check_sites(latents: dict[str, Any], guide_trace: Trace) -> dict[str, Any]:
+    """Check that the guide's sites are the model's, in order; return auxiliary guide sites by the site they serve."""
+    guide_sites = {
+        name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]
+    }
+    auxiliary = {name: site for name, site in guide_sites.items() if site["infer"].get("is_auxiliary")}
+    own = [name for name in guide_sites if name not in auxiliary]
+    for name in latents:
+        if name not in guide_sites:
+            raise ValueError(f"the guide does not sample the model's site {name!r}: add it, or condition the model on it")
+    for name in own:
+        if name not in latents:
+            raise ValueError(f"the guide samples {name!r}, which is no latent site of the model: remove or rename it")
+    for name, site in guide_sites.items():
+        try:
+            check_fully_reparametrized(site)
+        except NotImplementedError:
+            raise ValueError(
+                f"the guide's site {name!r} ({_family(site['fn'])}) has no reparameterised draws, which the local "
+                "ELBO needs; use Trace_ELBO or TraceGraph_ELBO for it"
+            ) from None
+    if own != list(latents):
+        raise ValueError(
+            f"the guide samples its sites in another order ({', '.join(own)}) than the model ({', '.join(latents)}): the "
+            "mean-field condition may fail; sample them in the model's order"
+        )
+    served = {}
+    for name, site in auxiliary.items():
+        target = next((latent for latent in latents if name.startswith(f"{latent}_")), None)
+        if target is None:
+            raise ValueError(f"the guide's auxiliary site {name!r} serves no latent site by its name ('<site>_...')")
+        served[target] = site
+    return served
+
+
+def _measure(name: str, model_site: Any, guide_site: Any, auxiliary: Any, sample_kl: bool) -> UnitTerms:
+    p, q = model_site["fn"], auxiliary["fn"] if auxiliary else guide_site["fn"]
+    kl = None if auxiliary else _closed_form_kl(q, p)
+    sampled = kl is None
+    if kl is not None:
+        kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
+    elif sample_kl:
+        kl = guide_site["log_prob"] + (auxiliary["log_prob"] if auxiliary else 0.0) - model_site["log_prob"]
+    else:
+        through = f" through the auxiliary site {auxiliary['name']!r}" if auxiliary else ""
+        raise ValueError(
+            f"KL(q || p) of site {name!r} has no closed form: q is {_family(q)}{through}, p is {_family(p)}; pass "
+            "sample_kl=True to estimate it from the draws"
+        )
+    energy, scale = _location_and_scale(q, p, guide_site["value"])
+    return UnitTerms(by_unit(kl).mean(0), by_unit(energy).mean((0, 1)), by_unit(scale).mean((0, 1)), sampled)
+
+
+def _closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
+    try:
+        return torch.distributions.kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def _location_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ((E q - E p) / deviation of p)^2 and the deviation of q, averaged over event dims.
+
+    The draw itself stands in for the location of a posterior that has no mean in closed form, and its deviation is 0.
+    """
+    try:
+        loc, scale = q.mean, q.stddev
+    except NotImplementedError:
+        loc, scale = value, torch.zeros_like(value)
+    energy = ((loc - p.mean) / p.stddev).square()
+    event = tuple(range(-len(q.event_shape), 0))
+    return (energy.mean(event), scale.mean(event)) if event else (energy, scale)
+
+
+def by_unit(values: Tensor) -> Tensor:
+    """Reshape a site's batch, (S, B, N) or with leading axes missing, to exactly (S, B, N)."""
+    return values.reshape(-1, *((1, 1) + values.shape)[-2:])
+
+
+def _family(fn: TorchDistribution) -> str:
+    return type(fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn).__name__

@@ -1,0 +1,116 @@
+"""Readouts: the units' activity and the encoded context -> p(y | z) of the normalised future.
+
+Each is an ordinary module, called as ``readout(activity, state)`` with activity (..., B, 1, N) and state (B, 1, F), and
+returns a distribution with batch (..., B, 1) and event (H,). The decoder of the first two is any module with an
+``out_features``; a readout of your own is any callable with this signature.
+"""
+
+import math
+from typing import Literal, Protocol
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eve_pyro.distributions import FactorNormal
+from eve_pyro.protocols import Layer
+
+MIN_SCALE, MAX_SCALE = 0.01, 5.0
+HeadScale = Literal["global", "read"]
+
+
+class Decoder(Protocol):
+    """A module from activity (..., N) to features (..., out_features)."""
+
+    out_features: int
+
+    def __call__(self, activity: Tensor, /) -> Tensor:
+        """Decode the activity."""
+
+
+def bounded_scale(raw: Tensor) -> Tensor:
+    """Map a real number to a scale in [0.01, 5], in units of the context's deviation.
+
+    Without the upper bound a few windows after a flat context teach a head scales that no other window can use.
+    """
+    return (F.softplus(raw) + MIN_SCALE).clamp(max=MAX_SCALE)
+
+
+class NormalReadout(nn.Module):
+    """y_h | z ~ Normal(loc_h(z), scale_h^2), the scale ``global`` (one a horizon step) or ``read`` from z."""
+
+    def __init__(self, decoder: Decoder, horizon: int, scale: HeadScale = "read") -> None:
+        super().__init__()
+        if scale not in ("global", "read"):
+            raise ValueError(f"the scale of a head is 'global' or 'read', not {scale!r}")
+        self.decoder = decoder
+        self.loc = nn.Linear(decoder.out_features, horizon)
+        self.bias = nn.Parameter(torch.full((horizon,), -0.5))
+        self.scale = nn.Linear(decoder.out_features, horizon, bias=False) if scale == "read" else None
+        if self.scale is not None:
+            nn.init.zeros_(self.scale.weight)
+
+    def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
+        """Return independent normals over the horizon."""
+        return dist.Normal(*self.loc_scale(activity), validate_args=False).to_event(1)
+
+    def loc_scale(self, activity: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale, each (..., B, 1, H)."""
+        features = self.decoder(activity)
+        loc = self.loc(features)
+        raw = self.bias if self.scale is None else self.bias + self.scale(features)
+        return loc, bounded_scale(raw).expand_as(loc)
+
+
+class StudentTReadout(NormalReadout):
+    """y_h | z ~ StudentT(df_h, loc_h(z), scale_h), with learned degrees of freedom, one a horizon step, above 2."""
+
+    def __init__(self, decoder: Decoder, horizon: int, scale: HeadScale = "read") -> None:
+        super().__init__(decoder, horizon, scale)
+        self.raw_df = nn.Parameter(torch.full((horizon,), 6.0))
+
+    def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
+        """Return independent Student-t values over the horizon."""
+        df = 2 + F.softplus(self.raw_df)
+        return dist.StudentT(df, *self.loc_scale(activity), validate_args=False).to_event(1)
+
+
+class FactorReadout(nn.Module):
+    """y | z ~ FactorNormal: location and scale from the context, dependence from the units.
+
+    Loadings A (H, N) are shared by all windows; each unit and context scales them by a gain exp(g_n(x)). The marginals
+    are Normal(f_h(x), V_h(x)^2) whatever the loadings. With ``loadings=False`` they are off, which leaves those
+    marginals as independent normals: the deterministic twin.
+    """
+
+    def __init__(self, layer: Layer, state_size: int, horizon: int, loadings: bool = True) -> None:
+        super().__init__()
+        self.site, self.pool_weight = layer.site, layer.pool_weight
+        self.loc = nn.Linear(state_size, horizon)
+        self.scale = nn.Linear(state_size, horizon)
+        nn.init.zeros_(self.scale.weight)
+        nn.init.constant_(self.scale.bias, -0.5)
+        self.loadings = self.gain = None
+        if loadings:
+            # Loadings are stored at a third of their size: an adaptive optimizer then learns them three times as fast.
+            self.loadings = nn.Parameter(torch.randn(horizon, layer.num_units) * 0.3 / math.sqrt(layer.num_units))
+            self.gain = nn.Linear(state_size, layer.num_units)
+            nn.init.zeros_(self.gain.weight)
+            nn.init.zeros_(self.gain.bias)
+
+    def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
+        """Return the future given the units, or the independent normals of the twin."""
+        loc, scale = self.loc(state), bounded_scale(self.scale(state))
+        if self.loadings is None or self.gain is None:
+            return dist.Normal(loc, scale, validate_args=False).to_event(1)
+        gain = self.gain(state).clamp(-4.0, 1.5).exp()
+        return FactorNormal(
+            loc, scale, 3 * self.loadings, gain, activity, site=self.site, pool_weight=self.pool_weight,
+            validate_args=False,
+        )  # fmt: skip
+
+    def standardise(self, target: Tensor, state: Tensor) -> Tensor:
+        """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, F)."""
+        return (target - self.loc(state)) / bounded_scale(self.scale(state))

@@ -1,0 +1,74 @@
+"""Ordinary torch: encoders, the decoder, instance normalisation. Any ``nn.Module`` of the same shapes can stand in."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class InstanceScale(NamedTuple):
+    """The location and scale of each window's last context, each (B, 1, 1)."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+class InstanceNorm(nn.Module):
+    """Subtracts each context's mean and divides by its deviation, sqrt(variance + floor^2).
+
+    The floor is in units of the scaled series (1 is the deviation of the training rows). It matters where contexts are
+    flat: a deviation of almost nothing turns the next move of the series into a value of thousands.
+    """
+
+    def __init__(self, floor: float = 0.1) -> None:
+        super().__init__()
+        if floor <= 0:
+            raise ValueError(f"the floor of the context's deviation must be positive, not {floor}")
+        self.floor = floor
+
+    def forward(self, context: Tensor) -> tuple[Tensor, InstanceScale]:
+        """Return the normalised ``context`` (B, T, L) and the scale to undo it with, from the last window alone."""
+        last = context[:, -1:]
+        loc = last.mean(-1, keepdim=True)
+        scale = (last.var(-1, correction=0, keepdim=True) + self.floor**2).sqrt()
+        return (context - loc) / scale, InstanceScale(loc, scale)
+
+
+class LinearEncoder(nn.Module):
+    """Linear features of the seasonal and trend parts of a context, and a small nonlinear branch on top of them.
+
+    The moving average of DLinear (Zeng et al., AAAI 2023) splits the context; both parts pass two linear maps without
+    an activation between them. ``state`` concatenates ``features`` linear and ``hidden`` nonlinear values, so whatever
+    is linear in the state is a linear forecaster with a nonlinear correction.
+    """
+
+    def __init__(self, context_length: int, hidden: int = 256, features: int = 512, dropout: float = 0.05) -> None:
+        super().__init__()
+        self.out_features = features + hidden
+        self.kernel = min(25, context_length - 1 + context_length % 2)  # an odd window that fits the context
+        self.seasonal, self.trend = nn.Linear(context_length, hidden), nn.Linear(context_length, hidden)
+        self.linear = nn.Linear(hidden, features)
+        self.branch = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map ``context`` (B, T, L) to ``state`` (B, T, features + hidden)."""
+        pad = self.kernel // 2
+        smooth = F.avg_pool1d(F.pad(context, (pad, pad), mode="replicate"), self.kernel, 1)
+        linear = self.linear(self.seasonal(context - smooth) + self.trend(smooth))
+        linear = linear / math.sqrt(self.linear.out_features)  # keeps Adam's steps on the linear path small
+        return torch.cat([linear, self.branch(4 * linear)], -1)
+
+
+class MLPDecoder(nn.Module):
+    """A nonlinear decoder of the units' activity: a linear skip beside one hidden layer."""
+
+    def __init__(self, num_units: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.out_features = num_units + hidden
+        self.branch = nn.Sequential(nn.Linear(num_units, hidden), nn.GELU())
+
+    def forward(self, activity: Tensor) -> Tensor:
+        """Map ``activity`` (..., N) to features (..., N + hidden)."""
+        return torch.cat([activity, self.branch(activity)], -1)
