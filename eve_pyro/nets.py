@@ -22,7 +22,7 @@ class InstanceNorm(nn.Module):
     flat: a deviation of almost nothing turns the next move of the series into a value of thousands.
     """
 
-    def __init__(self, floor: float = 0.1) -> None:
+    def __init__(self, floor: float = 0.2) -> None:
         super().__init__()
         if floor <= 0:
             raise ValueError(f"the floor of the context's deviation must be positive, not {floor}")

@@ -2,19 +2,15 @@
 
 from importlib.resources import files
 
-import numpy as np
 import pandas as pd
 
 from eve_pyro.data.panel import Panel
 
 
 def seattle_weather() -> Panel:
-    """Return 1,461 days of log1p precipitation (mm), highest and lowest temperature (deg C) and wind (m/s).
+    """Return 1,461 days of highest and lowest temperature (deg C) and wind (m/s).
 
-    Rain is mostly zero with a long tail; its logarithm is what a normal head can follow.
+    The package also has the rain, which is mostly zero: no series for a head of normals.
     """
     with files("vega_datasets").joinpath("_data", "seattle-weather.csv").open(encoding="utf-8") as file:
-        frame = pd.read_csv(file)
-    frame["precipitation"] = np.log1p(frame["precipitation"])
-    frame = frame.rename(columns={"precipitation": "log_precipitation"})
-    return Panel.from_wide(frame[["date", "log_precipitation", "temp_max", "temp_min", "wind"]])
+        return Panel.from_wide(pd.read_csv(file)[["date", "temp_max", "temp_min", "wind"]])

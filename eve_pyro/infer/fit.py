@@ -1,20 +1,18 @@
 """Training: any model and guide, one local ELBO, on Lightning's loop."""
 
+import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import lightning as L
 import pandas as pd
 import pyro
 import torch
-from annotated_types import Ge, Gt
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,26 +21,15 @@ from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.predictive import predict
 from eve_pyro.infer.programs import StoreParameters, store_parameters
 from eve_pyro.infer.scores import marginal_scores
+from eve_pyro.infer.training import Training
 from eve_pyro.protocols import Batch, Guide, Model
 
+with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
+    import lightning as L
+    from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.loggers import TensorBoardLogger
+
 VALIDATION_DRAWS = 16
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train: AdamW under a one-cycle schedule, the best epoch by validation score kept."""
-
-    epochs: Annotated[int, Ge(1)] = 8
-    batch_size: Annotated[int, Ge(1)] = 256
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
-    weight_decay: Annotated[float, Ge(0)] = 0.0
-    clip: Annotated[float, Gt(0)] = 1.0
-    patience: Annotated[int, Ge(1)] = 5
-    monitor: Literal["crps", "loss", "last"] = "crps"
-    validation_windows: Annotated[int, Ge(1)] = 2048
-    seed: Annotated[int, Ge(0)] = 0
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -155,10 +142,8 @@ def fit(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     history = History(None if folder is None else folder / "history.csv")
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, _quiet_lightning():
         torch.manual_seed(training.seed)
-        warnings.filterwarnings("ignore", ".*(num_workers|does not have many workers).*")
-        warnings.filterwarnings("ignore", ".*(`training_step` returned `None`|lr_scheduler.step).*")
         task = Task(model, guide, elbo, training, store_parameters(model, guide, args=windows.train[:2]))
         if not task._trained():
             raise ValueError(
@@ -187,6 +172,23 @@ def fit(
         if isinstance(program, torch.nn.Module):
             program.eval()
     return Fit(history.frame(), int(weights["epoch"]), time.monotonic() - begin, _why(task, trainer, training))
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips and device notes to itself while it runs; errors and other warnings come through."""
+    loggers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for expected in ("does not have many workers", "`training_step` returned `None`", "`lr_scheduler.step", "LeafSpec"):
+            warnings.filterwarnings("ignore", f".*{expected}")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _loaders(windows: Splits, training: Training) -> tuple[DataLoader[Any], DataLoader[Any]]:

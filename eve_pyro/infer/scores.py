@@ -6,6 +6,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from rich.progress import track
 from torch import Tensor
 
 from eve_pyro import metrics
@@ -26,7 +27,13 @@ KEYS = ("mse", "mae", "crps", "energy_score", "crps_mean", "log_score", "joint_l
 
 
 def evaluate(
-    model: Model, guide: Guide, windows: Windows, num_draws: int = 100, batch_size: int = 256, seed: int = 0
+    model: Model,
+    guide: Guide,
+    windows: Windows,
+    num_draws: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Return the mean scores over ``windows``, in the scale of the training rows, log scores in nats a value.
 
@@ -34,7 +41,7 @@ def evaluate(
     ``joint_log_score_draws`` draws; ``joint_log_score_se`` is then its Monte-Carlo standard error. It is an upper bound
     in expectation (Jensen), which more draws tighten.
     """
-    scores = window_scores(model, guide, windows, num_draws, batch_size, seed)
+    scores = window_scores(model, guide, windows, num_draws, batch_size, seed, progress)
     variance = scores.pop("joint_log_score_variance", None)
     result = {name: float(values.double().mean()) for name, values in scores.items()}
     if variance is not None:
@@ -44,13 +51,21 @@ def evaluate(
 
 
 def window_scores(
-    model: Model, guide: Guide, windows: Windows, num_draws: int = 100, batch_size: int = 256, seed: int = 0
+    model: Model,
+    guide: Guide,
+    windows: Windows,
+    num_draws: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Tensor]:
     """Return each score by window, (N,): what paired comparisons are made of. See ``evaluate``."""
     parts: list[dict[str, Tensor]] = []
     device = device_of(model)
     with evaluating(model, guide, seed):
-        for context, future in windows.batches(batch_size):
+        batches = windows.batches(batch_size)
+        count = -(-len(windows) // batch_size)
+        for context, future in track(batches, "scoring", count, disable=not progress, transient=True):
             context, future = context.to(device), future.to(device)
             prediction = predict(model, guide, context, num_draws)
             scores = marginal_scores(prediction, future) | path_scores(prediction, future)

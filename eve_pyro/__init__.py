@@ -1,0 +1,51 @@
+"""Forecasters whose neurons are distributions: EVE as a Pyro program, trained unit by unit with a local ELBO."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eve_pyro.build import Built, build
+    from eve_pyro.config import Config, load_recipe
+    from eve_pyro.data import Panel, Scaler, Split, Splits, Windows, latest_windows, make_windows, standard_split
+    from eve_pyro.data.demo import seattle_weather
+    from eve_pyro.infer.fit import Fit, fit
+    from eve_pyro.infer.forecast import Forecast, forecast
+    from eve_pyro.infer.local_elbo import LocalELBO
+    from eve_pyro.infer.scores import evaluate, window_scores
+    from eve_pyro.infer.terms import ELBOTerms, UnitTerms
+    from eve_pyro.infer.training import Training
+    from eve_pyro.neuron import EveLayer
+    from eve_pyro.runs import load_run, save_run
+
+_HOMES = {
+    "build": ("Built", "build"),
+    "config": ("Config", "load_recipe"),
+    "data": ("Panel", "Scaler", "Split", "Splits", "Windows", "latest_windows", "make_windows", "standard_split"),
+    "data.demo": ("seattle_weather",),
+    "infer.fit": ("Fit", "fit"),
+    "infer.forecast": ("Forecast", "forecast"),
+    "infer.local_elbo": ("LocalELBO",),
+    "infer.scores": ("evaluate", "window_scores"),
+    "infer.terms": ("ELBOTerms", "UnitTerms"),
+    "infer.training": ("Training",),
+    "neuron": ("EveLayer",),
+    "runs": ("load_run", "save_run"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Built", "Config", "ELBOTerms", "EveLayer", "Fit", "Forecast", "LocalELBO", "Panel", "Scaler", "Split", "Splits",
+    "Training", "UnitTerms", "Windows", "build", "evaluate", "fit", "forecast", "latest_windows", "load_recipe",
+    "load_run", "make_windows", "save_run", "seattle_weather", "standard_split", "window_scores",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: torch takes seconds, and ``--help`` should not."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

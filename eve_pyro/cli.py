@@ -1,0 +1,206 @@
+"""The command line: ``eve-pyro demo``, ``fit``, ``forecast``, ``evaluate``."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eve_pyro.options import config_options
+
+if TYPE_CHECKING:
+    from eve_pyro.data import Panel, Windows
+    from eve_pyro.runs import Run
+
+UsageError = typer.BadParameter.__mro__[2]  # click's own base of what a user got wrong, wherever typer keeps it
+DEMO_OPTIONS: dict[str, Any] = {"context_length": 120, "horizon": 28, "batch_size": 64, "epochs": 12}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Forecasters whose neurons are distributions.\n\n"
+    "Start with [bold]eve-pyro demo[/bold], then [bold]eve-pyro fit DATA --context 96 --horizon 24 --twin[/bold].",
+)
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A CSV or Parquet file, long (unique_id, ds, y) or wide (timestamps first); or the word demo.",
+        show_default=False,
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
+
+
+@app.command()
+@config_options
+def fit(
+    data: Data,
+    recipe: Annotated[str, typer.Option(help="factor, conditional, paper, or a TOML file such as a run's config.toml.")] = "factor",
+    out: Annotated[Path | None, typer.Option(help="The run folder to make. Default: runs/DATA, or the next free name.")] = None,
+    twin: Annotated[bool, typer.Option("--twin/--no-twin", help="Train the deterministic twin beside it.")] = False,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Train a forecaster, score it on every test window, and write a run folder.
+
+    Any option below overrides the recipe; the defaults shown are those of [bold]factor[/bold].
+
+    The folder holds config.toml, weights.safetensors, history.csv, metrics.json, units.csv, forecasts and figures.
+
+    Example: eve-pyro fit ETTh1.csv --context 336 --horizon 96 --twin --out runs/etth1
+    """
+    _train(data, recipe, out, twin, overrides or {})
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="The run folder to make. Default: runs/demo, or the next free name.")] = None,
+) -> None:
+    """Train on four years of Seattle's daily weather, EVE beside its twin and the naive forecasts: about a minute."""
+    _train("demo", "factor", out, True, DEMO_OPTIONS)
+
+
+@app.command()
+def forecast(
+    run: RunFolder,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The CSV file to write, one row a series and step.")] = Path("forecast.csv"),
+    levels: Annotated[str, typer.Option(help="Levels of the quantiles, in (0, 1), separated by commas.")] = "0.05,0.1,0.5,0.9,0.95",
+    paths: Annotated[int, typer.Option(help="Write this many joint paths instead of quantiles.", min=0)] = 0,
+    draws: Annotated[int, typer.Option(help="Draws behind quantiles without a closed form.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+) -> None:
+    """Forecast what comes after the end of DATA with a trained run.
+
+    Example: eve-pyro forecast runs/etth1 ETTh1.csv --out next.csv
+    """
+    from eve_pyro.data import latest_windows
+    from eve_pyro.infer.forecast import forecast as draw
+
+    wanted = _levels(levels)
+    loaded, panel = _load(run), _panel(data)
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out, or move it away")
+    options = loaded.config.data
+    windows = latest_windows(panel, options.context_length, options.horizon, loaded.scaler)
+    result = draw(loaded.eve.model, loaded.eve.guide, windows, paths or draws, wanted, seed=seed)
+    frame = result.paths_frame() if paths else result.frame()
+    try:
+        frame.to_csv(out, index=False)
+    except OSError as error:
+        raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
+    kind = f"{paths} joint paths" if paths else ("exact quantiles" if result.exact else f"quantiles of {draws} draws")
+    print(f"{out}: {kind} for {len(panel)} series, {options.horizon} steps from {frame['ds'].min()}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="Also write the scores to this JSON file.")] = None,
+    draws: Annotated[int, typer.Option(help="Joint paths a window.", min=2)] = 100,
+) -> None:
+    """Score a trained run, its twin and the naive forecasts on the test windows of DATA.
+
+    Example: eve-pyro evaluate runs/etth1 ETTh1.csv
+    """
+    from eve_pyro.infer.scores import evaluate as score
+    from eve_pyro.naive import naive_scores
+    from eve_pyro.runs import write_json
+
+    loaded, panel = _load(run), _panel(data)
+    if out is not None and out.exists():
+        raise ValueError(f"{out} exists already: choose another --out, or move it away")
+    test = _test_windows(loaded, panel)
+    pairs = {"eve": loaded.eve} | ({"twin": loaded.twin} if loaded.twin else {})
+    scores: dict[str, Any] = {
+        name: score(pair.model, pair.guide, test, draws, seed=loaded.config.training.seed, progress=True)
+        for name, pair in pairs.items()
+    }
+    scores |= naive_scores(test)
+    if out is not None:
+        write_json(out, {"test": scores, "windows": len(test)})
+    _print_scores(scores, len(test))
+
+
+def main() -> None:
+    """Run the command line; what a user got wrong ends as one line and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except ValueError as error:
+        _complain(str(error))
+    except UsageError as error:  # type: ignore[misc]
+        _complain(f"{error.format_message().rstrip('.')} (see eve-pyro --help)")  # type: ignore[attr-defined]
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _complain(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _train(data: str, recipe: str, out: Path | None, twin: bool, overrides: dict[str, Any]) -> None:
+    from eve_pyro.config import load_recipe
+    from eve_pyro.data import standard_split
+    from eve_pyro.experiment import run_experiment
+    from eve_pyro.runs import free_folder
+
+    if not {"rows", "validation", "test"} & set(overrides):
+        rows = standard_split(Path(data).stem).rows
+        overrides = overrides | ({"rows": rows} if rows else {})
+    config, panel = load_recipe(recipe, overrides), _panel(data)
+    folder = out or free_folder(Path("runs") / Path(data).stem)
+    console = Console()
+    if config.note:
+        console.print(f"[yellow]note:[/yellow] {config.note}")
+    scores = run_experiment(panel, config, folder, twin, say=lambda text: console.print(text, highlight=False))
+    _print_scores(scores, None)
+    console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", highlight=False, soft_wrap=True)
+
+
+def _panel(data: str) -> "Panel":
+    from eve_pyro.data import Panel
+    from eve_pyro.data.demo import seattle_weather
+
+    return seattle_weather() if data == "demo" else Panel.from_file(data)
+
+
+def _load(folder: Path) -> "Run":
+    from eve_pyro.runs import load_run
+
+    return load_run(folder)
+
+
+def _test_windows(run: "Run", panel: "Panel") -> "Windows":
+    from eve_pyro.data import make_windows
+    from eve_pyro.runs import split_of
+
+    data = run.config.data
+    return make_windows(panel, data.context_length, data.horizon, split_of(run.config), run.scaler).test
+
+
+def _levels(text: str) -> list[float]:
+    try:
+        levels = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--levels takes numbers separated by commas, such as 0.1,0.5,0.9, not {text!r}") from None
+    if not all(0 < level < 1 for level in levels):
+        raise ValueError(f"--levels lie between 0 and 1, not {text!r}")
+    return levels
+
+
+def _print_scores(scores: dict[str, dict[str, float | None]], windows: int | None) -> None:
+    from eve_pyro.infer.scores import KEYS
+
+    title = "Test scores, scaled data, log scores in nats a value" + (f", {windows} windows" if windows else "")
+    table = Table("", *scores, title=title, title_justify="left")
+    for key in KEYS:
+        values = [row.get(key) for row in scores.values()]
+        table.add_row(key, *("" if value is None else f"{value:.4f}" for value in values))
+    Console().print(table)

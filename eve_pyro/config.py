@@ -1,0 +1,154 @@
+"""One configuration: what a run is made of, as plain dataclasses, checked at the edge, kept as TOML."""
+
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Lt
+
+from eve_pyro.infer.training import Training, option
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which windows: lengths in steps, splits in rows or fractions."""
+
+    context_length: Annotated[int, Ge(2)] = option(96, "Steps of the past a forecast sees.", "context")
+    horizon: Annotated[int, Ge(1)] = option(24, "Steps of the future to forecast.")
+    rows: tuple[int, int, int] | None = option(
+        None, "Exact rows of training, validation and test, as 8640,2880,2880. Default: the standard split of ETT files."
+    )
+    validation: Annotated[float, Gt(0), Lt(1)] = option(0.1, "Fraction of the rows for validation, without --rows.")
+    test: Annotated[float, Gt(0), Lt(1)] = option(0.2, "Fraction of the rows for testing, without --rows.")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The neurons, what feeds them and what reads them."""
+
+    units: Annotated[int, Ge(1)] = option(64, "Neurons in the layer.")
+    latent_dim: Annotated[int, Ge(1)] = option(1, "Latent dimensions K of each neuron.")
+    pooling: Literal["mean", "sum", "sqrt"] = option("sqrt", "How a neuron's K dimensions become its activity.")
+    prior: Literal["standard", "learned", "contextual"] = option("standard", "Prior of each neuron.")
+    readout: Literal["factor", "normal", "student_t"] = option(
+        "factor", "factor: exact marginals, dependence by the units; normal, student_t: decoded from the units alone."
+    )
+    head_scale: Literal["read", "global"] = option("read", "Scale of a decoded head: read from z, or one a step.")
+    hidden: Annotated[int, Ge(1)] = option(256, "Hidden width of encoder, decoder and guide.")
+    features: Annotated[int, Ge(1)] = option(512, "Linear features of the encoder.")
+    dropout: Annotated[float, Ge(0), Lt(1)] = option(0.05, "Dropout of the encoder's nonlinear branch.")
+    floor: Annotated[float, Gt(0)] = option(0.2, "Floor of a context's deviation in instance normalisation.")
+
+
+@dataclass(frozen=True)
+class GuideOptions:
+    """The posterior."""
+
+    guide: Literal["future_aware", "context", "delta"] = option(
+        "future_aware", "future_aware: q(z | x, y); context: q(z | x), the paper's neuron; delta: a point."
+    )
+    guide_scale: Literal["scalar", "unit", "input"] = option("unit", "Scale of the context guide.")
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """The local ELBO."""
+
+    objective: Literal["elbo", "mixture", "predictive"] = option("predictive", "Likelihood term of the local ELBO.")
+    alpha: Annotated[float, Interval(ge=0, le=1)] = option(0.5, "Weight of the ELBO beside the predictive term.")
+    beta: Annotated[float, Ge(0)] = option(1.0, "Price of a nat of KL, for every unit.")
+    num_particles: Annotated[int, Ge(1)] = option(1, "Draws of the units inside the ELBO.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that makes a run repeat, by section. ``note`` is said aloud when a run starts."""
+
+    data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
+    guide: GuideOptions = GuideOptions()
+    objective: ObjectiveOptions = ObjectiveOptions()
+    training: Training = Training()
+    recipe: str = "factor"
+    note: str = ""
+    version: int = VERSION
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataOptions,
+    "model": ModelOptions,
+    "guide": GuideOptions,
+    "objective": ObjectiveOptions,
+    "training": Training,
+}
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes in the package."""
+    return sorted(Path(file.name).stem for file in files("eve_pyro.recipes").iterdir() if file.name.endswith(".toml"))
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
+    """Return a recipe, by name or from a TOML file, with single options overridden, ``{"units": 128}``.
+
+    Raises ValueError for unknown recipes and options, and for values out of range.
+    """
+    if name.endswith(".toml"):
+        tree = asdict(from_toml(Path(name)))
+    elif name in recipe_names():
+        tree = tomllib.loads(files("eve_pyro.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+        tree["recipe"] = name
+    else:
+        raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(recipe_names())}, or a TOML file")
+    homes = {item.name: section for section, kind in SECTIONS.items() for item in fields(kind)}
+    for key, value in (overrides or {}).items():
+        if key not in homes:
+            raise ValueError(f"unknown option {key!r}; known: {', '.join(sorted(homes))}")
+        tree.setdefault(homes[key], {})[key] = value
+    return check(tree)
+
+
+def check(tree: dict[str, Any]) -> Config:
+    """Return a checked ``Config``; ValueError names the option, what it may be, and what it was."""
+    from pydantic import TypeAdapter, ValidationError
+
+    version = tree.get("version", VERSION)
+    if version != VERSION:
+        raise ValueError(f"this configuration is of version {version}, the library reads version {VERSION}")
+    for section, kind in SECTIONS.items():
+        unknown = set(tree.get(section, {})) - {item.name for item in fields(kind)}
+        if unknown:
+            raise ValueError(f"unknown option {sorted(unknown)[0]!r} in [{section}]")
+    unknown = set(tree) - {item.name for item in fields(Config)}
+    if unknown:
+        raise ValueError(f"unknown section {sorted(unknown)[0]!r} in the configuration")
+    try:
+        return TypeAdapter(Config).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"option {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def to_toml(config: Config) -> str:
+    """Return the configuration as TOML, options without a value left out."""
+    import tomli_w
+
+    tree = asdict(config)
+    plain = {key: value for key, value in tree.items() if not isinstance(value, dict)}
+    sections = {name: {k: v for k, v in tree[name].items() if v is not None} for name in SECTIONS}
+    return tomli_w.dumps(plain | sections)
+
+
+def from_toml(path: Path) -> Config:
+    """Read a configuration; ValueError for a file that is missing, broken or of another version."""
+    try:
+        return check(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"no configuration at {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no valid TOML: {error}") from None

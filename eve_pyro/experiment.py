@@ -1,0 +1,86 @@
+"""One experiment, end to end: train EVE and its twin side by side, score, forecast, draw, write the run folder."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from eve_pyro import plots
+from eve_pyro.build import Built, build
+from eve_pyro.config import Config
+from eve_pyro.data import Panel, Windows, latest_windows, make_windows
+from eve_pyro.infer.fit import Fit, fit
+from eve_pyro.infer.forecast import Forecast, forecast
+from eve_pyro.infer.scores import evaluate
+from eve_pyro.infer.units import unit_table
+from eve_pyro.naive import naive_scores
+from eve_pyro.runs import METRICS, TWIN, claim_folder, save_run, split_of, write_json
+
+Scores = dict[str, dict[str, float | None]]
+Say = Callable[[str], None]
+SHOWN_SERIES = 6
+
+
+def run_experiment(panel: Panel, config: Config, folder: Path, twin: bool, say: Say = print) -> Scores:
+    """Train what ``config`` describes on ``panel`` (and its twin), score it on every test window, write ``folder``.
+
+    Returns the scores by forecaster. Bad data and a folder that holds something raise ValueError before anything is
+    written.
+    """
+    data, progress = config.data, config.training.progress
+    windows = make_windows(panel, data.context_length, data.horizon, split_of(config))
+    folder = claim_folder(folder)
+    say(
+        f"{len(panel)} series; windows of {data.context_length} + {data.horizon} steps: {len(windows.train)} to train on, "
+        f"{len(windows.validation)} to validate, {len(windows.test)} to test"
+    )
+    pairs = {"eve": build(config)} | ({"twin": build(config, twin=True)} if twin else {})
+    fits: dict[str, Fit] = {}
+    seconds: dict[str, float] = {}
+    scores: Scores = {}
+    for name, pair in pairs.items():
+        fits[name] = fit(
+            pair.model, pair.guide, windows, pair.elbo, config.training, log_dir=folder if name == "eve" else folder / TWIN
+        )
+        seconds[f"train_{name}"] = round(fits[name].seconds, 2)
+        say(f"{name}: trained in {fits[name].seconds:.0f} s, epoch {fits[name].best_epoch + 1} kept ({fits[name].stopped})")
+    save_run(folder, config, windows.train.scaler, pairs["eve"], pairs.get("twin"))
+    for name, pair in pairs.items():
+        begin = time.monotonic()
+        scores[name] = dict(evaluate(pair.model, pair.guide, windows.test, seed=config.training.seed, progress=progress))
+        seconds[f"evaluate_{name}"] = round(time.monotonic() - begin, 2)
+    scores |= naive_scores(windows.test)
+    write_json(folder / METRICS, {"test": scores, "windows": len(windows.test), "seconds": seconds})
+    _write_forecasts(folder, panel, config, pairs, windows.test)
+    _write_units(folder, pairs["eve"], windows.test)
+    _save(plots.training_curves({name: each.history for name, each in fits.items()}), folder, "training")
+    return scores
+
+
+def _write_forecasts(folder: Path, panel: Panel, config: Config, pairs: dict[str, Built], test: Windows) -> None:
+    """Write the forecast beyond the end of the data, and a test window of some series with its fan chart."""
+    data, eve = config.data, pairs["eve"]
+    latest = latest_windows(panel, data.context_length, data.horizon, test.scaler)
+    (folder / "forecasts").mkdir()
+    forecast(eve.model, eve.guide, latest).frame().to_csv(folder / "forecasts" / "future.csv", index=False)
+    shown = shown_windows(test)
+    fans: dict[str, Forecast] = {name: forecast(pair.model, pair.guide, shown) for name, pair in pairs.items()}
+    fans["eve"].frame().to_csv(folder / "forecasts" / "test_windows.csv", index=False)
+    _save(plots.fan_chart(fans["eve"], fans.get("twin")), folder, "fan")
+
+
+def _write_units(folder: Path, eve: Built, test: Windows) -> None:
+    table = unit_table(eve.model, eve.guide, test.at_most(2048), eve.elbo)
+    table.to_csv(folder / "units.csv", index=False)
+    _save(plots.unit_bars(table), folder, "units")
+
+
+def shown_windows(windows: Windows) -> Windows:
+    """Return the middle window of each of the first few series."""
+    series = range(min(SHOWN_SERIES, len(windows.panel)))
+    positions = [(windows.series == number).nonzero()[:, 0] for number in series]
+    return windows.select([int(rows[len(rows) // 2]) for rows in positions])
+
+
+def _save(figure: "plots.Figure", folder: Path, name: str) -> None:
+    (folder / "figures").mkdir(exist_ok=True)
+    figure.savefig(folder / "figures" / f"{name}.png")

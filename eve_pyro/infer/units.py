@@ -1,0 +1,32 @@
+"""Every unit's figures over a set of windows, as a table."""
+
+from typing import Any
+
+import pandas as pd
+import torch
+
+from eve_pyro.data import Windows
+from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.programs import device_of, evaluating
+
+
+def unit_table(
+    model: Any, guide: Any, windows: Windows, elbo: LocalELBO | None = None, batch_size: int = 512, seed: int = 0
+) -> pd.DataFrame:
+    """Return one row a unit: ``site, unit, kl`` (nats a window), ``energy`` and ``scale``, averaged over ``windows``.
+
+    See ``UnitTerms`` for what they measure.
+    """
+    elbo, device = elbo or LocalELBO(), device_of(model)
+    totals: dict[str, torch.Tensor] = {}
+    with evaluating(model, guide, seed):
+        for context, future in windows.batches(batch_size):
+            elbo.loss(model, guide, context.to(device), future.to(device))
+            for site, units in elbo.terms.units.items():
+                figures = torch.stack([units.kl.mean(0), units.energy, units.scale]).double().cpu()
+                totals[site] = totals.get(site, 0.0) + figures * (len(future) / len(windows))
+    parts = [
+        pd.DataFrame(figures.T.numpy(), columns=["kl", "energy", "scale"]).assign(site=site, unit=range(figures.shape[1]))
+        for site, figures in totals.items()
+    ]
+    return pd.concat(parts, ignore_index=True)[["site", "unit", "kl", "energy", "scale"]]

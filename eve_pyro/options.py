@@ -1,0 +1,67 @@
+"""The configuration's options on the command line: one option a field, made from the dataclasses themselves."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from eve_pyro.config import SECTIONS
+
+PANELS = {
+    "data": "Data",
+    "model": "Neurons and readout",
+    "guide": "Guide",
+    "objective": "Local ELBO",
+    "training": "Training",
+}
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command(..., overrides)`` an option for every field; those the user names arrive in ``overrides``."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "overrides"]
+    generated = [_parameter(section, item) for section, kind in SECTIONS.items() for item in fields(kind)]
+    names = [p.name for p in generated]
+
+    @wraps(command)
+    def wrapper(**given: Any) -> Any:
+        overrides = {name: given.pop(name) for name in names}
+        if overrides["rows"] is not None:
+            overrides["rows"] = _rows(overrides["rows"])
+        return command(**given, overrides={name: value for name, value in overrides.items() if value is not None})
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + generated
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+def _parameter(section: str, item: Any) -> inspect.Parameter:
+    kind, choices = _plain_type(get_type_hints(SECTIONS[section])[item.name])
+    flag = "--" + (item.metadata["name"] or item.name).replace("_", "-")
+    declaration = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    info = typer.Option(
+        declaration,
+        help=item.metadata["help"],
+        rich_help_panel=PANELS[section],
+        metavar="|".join(choices) if choices else None,
+        show_default=str(item.default) if item.default is not None else False,
+    )
+    annotation = Annotated[kind | None, info]
+    return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _plain_type(hint: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the type an option is read as, and the words it may be: what it may hold is checked later, at one place."""
+    if get_origin(hint) is Literal:
+        return str, get_args(hint)
+    return (hint, ()) if hint in (int, float, bool, str) else (str, ())
+
+
+def _rows(text: str) -> list[int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"--rows takes three whole numbers such as 8640,2880,2880, not {text!r}")
+    return [int(part) for part in parts]

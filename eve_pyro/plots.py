@@ -1,0 +1,118 @@
+"""Pictures, in one look: colour-blind safe (Okabe and Ito), units on the axes, readable at notebook width.
+
+Every function returns a matplotlib ``Figure`` made without pyplot, so nothing global changes and nothing must be closed.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from eve_pyro.data import Windows
+from eve_pyro.infer.forecast import Forecast, truth
+
+BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8A8A8A"
+
+
+def fan_chart(forecast: Forecast, twin: Forecast | None = None, num_paths: int = 4) -> Figure:
+    """Draw each window of ``forecast``: its context, the truth, median, 50 and 90 % bands, and a few joint paths.
+
+    The 90 % band of a ``twin`` is outlined over it. Levels 0.05, 0.25, 0.5, 0.75 and 0.95 must be in the forecast.
+    """
+    count = len(forecast)
+    columns = 2 if count in (2, 4) else min(count, 3)
+    figure, axes = _grid(count, columns)
+    for number, ax in enumerate(axes):
+        _fan(ax, forecast, number, num_paths)
+        if twin is not None:
+            steps = np.arange(1, twin.mean.shape[1] + 1)
+            for level in (0.05, 0.95):
+                label = "twin, 90 %" if level == 0.05 else None
+                ax.plot(steps, _level(twin, level)[number], color=ORANGE, lw=1, ls="--", label=label)
+        ax.set_title(_origin(forecast.windows, number), fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    for ax in axes[-columns:]:
+        ax.set_xlabel("steps from the forecast's origin")
+    return figure
+
+
+def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw loss and validation CRPS by epoch of each history, by name."""
+    figure, axes = _grid(2, 2)
+    for (name, history), colour in zip(histories.items(), (BLUE, ORANGE, GREEN), strict=False):
+        axes[0].plot(history["epoch"] + 1, history["train_loss"], color=colour, ls=":", label=f"{name}, training")
+        axes[0].plot(history["epoch"] + 1, history["val_loss"], color=colour, marker="o", ms=4, label=f"{name}, validation")
+        axes[1].plot(history["epoch"] + 1, history["val_crps"], color=colour, marker="o", ms=4, label=name)
+    axes[0].set_ylabel("loss (nats a value)")
+    axes[1].set_ylabel("validation CRPS (scaled data)")
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def unit_bars(table: pd.DataFrame) -> Figure:
+    """Draw KL and energy of every unit of a ``unit_table``, each layer's units in order of their KL."""
+    figure, axes = _grid(2, 2)
+    table = table.sort_values(["site", "kl"], ascending=[True, False])
+    awake = int((table["kl"] > 0.05).sum())
+    for ax, column, colour in zip(axes, ("kl", "energy"), (BLUE, GREEN), strict=True):
+        ax.bar(np.arange(len(table)), table[column], width=1.0, color=colour)
+        ax.set_xlabel("unit, by KL")
+    axes[0].set_ylabel("KL(q || p) (nats a window)")
+    axes[0].set_title(f"{awake} of {len(table)} units carry more than 0.05 nats", fontsize=9)
+    axes[1].set_ylabel("energy (squared prior deviations)")
+    axes[1].set_yscale("symlog", linthresh=1e-3)
+    return figure
+
+
+def _fan(ax: Axes, forecast: Forecast, number: int, num_paths: int) -> None:
+    windows, horizon = forecast.windows, forecast.mean.shape[1]
+    past = _past(forecast, number)[-2 * horizon :]
+    steps = np.arange(1, horizon + 1)
+    ax.plot(np.arange(1 - len(past), 1), past, color=GREY, lw=1, label="context")
+    for low, high, alpha, label in ((0.05, 0.95, 0.18, "90 %"), (0.25, 0.75, 0.32, "50 %")):
+        band = _level(forecast, low)[number], _level(forecast, high)[number]
+        ax.fill_between(steps, *band, color=BLUE, alpha=alpha, lw=0, label=label)
+    for draw in range(min(num_paths, len(forecast.paths))):
+        ax.plot(steps, forecast.paths[draw, number], color=BLUE, lw=0.6, alpha=0.6, label=None if draw else "joint paths")
+    ax.plot(steps, _level(forecast, 0.5)[number], color=BLUE, lw=1.6, label="median")
+    if windows.known:
+        ax.plot(steps, truth(windows.select([number]))[0], color=INK, lw=1.2, label="truth")
+    ax.axvline(0.5, color=GREY, lw=0.6)
+
+
+def _origin(windows: Windows, number: int) -> str:
+    """Name a window: its series and, where there are dates, the first one forecast."""
+    name, first = windows.panel.names[int(windows.series[number])], windows.timestamps(number)[0]
+    return f"{name}, from {first:%d %b %Y}" if isinstance(first, pd.Timestamp) else f"{name}, from {first}"
+
+
+def _past(forecast: Forecast, number: int) -> np.ndarray:
+    window = forecast.windows.select([number])
+    mean, deviation = window.scale()
+    past: np.ndarray = (mean + deviation * window[:].context[:, 0]).numpy()[0]
+    return past
+
+
+def _level(forecast: Forecast, level: float) -> Tensor:
+    if level not in forecast.levels:
+        raise ValueError(f"the picture needs the quantile at {level}, the forecast has {forecast.levels}")
+    return forecast.quantiles[forecast.levels.index(level)]
+
+
+def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
+    figure = Figure(figsize=(9.5, 0.6 + 2.6 * rows), layout="constrained", dpi=150)
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+        ax.xaxis.label.set_fontsize(9)
+        ax.yaxis.label.set_fontsize(9)
+    return figure, axes

@@ -1,0 +1,1 @@
+"""Recipes: configurations with a name, small TOML files."""
