@@ -65,18 +65,19 @@ def _model(config: Config, loadings: bool) -> Forecaster:
 def _prior(options: ModelOptions, state_size: int) -> StandardPrior | LearnedPrior | ContextualPrior:
     if options.prior == "contextual":
         return ContextualPrior(state_size, options.units, options.latent_dim)
-    return {"standard": StandardPrior, "learned": LearnedPrior}[options.prior](options.units, options.latent_dim)
+    kind = LearnedPrior if options.prior == "learned" else StandardPrior
+    return kind(options.units, options.latent_dim)
 
 
 def _readout(options: ModelOptions, layer: EveLayer, state_size: int, horizon: int, loadings: bool) -> nn.Module:
     if options.readout == "factor":
         return FactorReadout(layer, state_size, horizon, loadings)
     decoder = MLPDecoder(options.units, options.hidden)
-    head = {"normal": NormalReadout, "student_t": StudentTReadout}[options.readout]
+    head = StudentTReadout if options.readout == "student_t" else NormalReadout
     return head(decoder, horizon, options.head_scale)
 
 
 def _guide(options: GuideOptions, model: Forecaster) -> AmortizedGuide:
     if options.guide == "context":
         return ContextMeanField(model, options.guide_scale)
-    return {"future_aware": FutureAware, "delta": PointGuide}[options.guide](model)
+    return PointGuide(model) if options.guide == "delta" else FutureAware(model)

@@ -39,8 +39,12 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", show_def
 @config_options
 def fit(
     data: Data,
-    recipe: Annotated[str, typer.Option(help="factor, conditional, paper, or a TOML file such as a run's config.toml.")] = "factor",
-    out: Annotated[Path | None, typer.Option(help="The run folder to make. Default: runs/DATA, or the next free name.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="factor, conditional, paper, or a TOML file such as a run's config.toml.")
+    ] = "factor",
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder to make. Default: runs/DATA, or the next free name.")
+    ] = None,
     twin: Annotated[bool, typer.Option("--twin/--no-twin", help="Train the deterministic twin beside it.")] = False,
     overrides: dict[str, Any] | None = None,
 ) -> None:
@@ -57,7 +61,9 @@ def fit(
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="The run folder to make. Default: runs/demo, or the next free name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder to make. Default: runs/demo, or the next free name.")
+    ] = None,
 ) -> None:
     """Train on four years of Seattle's daily weather, EVE beside its twin and the naive forecasts: about a minute."""
     _train("demo", "factor", out, True, DEMO_OPTIONS)
@@ -68,7 +74,9 @@ def forecast(
     run: RunFolder,
     data: Data,
     out: Annotated[Path, typer.Option(help="The CSV file to write, one row a series and step.")] = Path("forecast.csv"),
-    levels: Annotated[str, typer.Option(help="Levels of the quantiles, in (0, 1), separated by commas.")] = "0.05,0.1,0.5,0.9,0.95",
+    levels: Annotated[
+        str, typer.Option(help="Levels of the quantiles, in (0, 1), separated by commas.")
+    ] = "0.05,0.1,0.5,0.9,0.95",
     paths: Annotated[int, typer.Option(help="Write this many joint paths instead of quantiles.", min=0)] = 0,
     draws: Annotated[int, typer.Option(help="Draws behind quantiles without a closed form.", min=1)] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
@@ -133,7 +141,7 @@ def main() -> None:
     except ValueError as error:
         _complain(str(error))
     except UsageError as error:  # type: ignore[misc]
-        _complain(f"{error.format_message().rstrip('.')} (see eve-pyro --help)")  # type: ignore[attr-defined]
+        _complain(f"{error.format_message().rstrip('.')} (see eve-pyro --help)")
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
@@ -161,7 +169,9 @@ def _train(data: str, recipe: str, out: Path | None, twin: bool, overrides: dict
         console.print(f"[yellow]note:[/yellow] {config.note}")
     scores = run_experiment(panel, config, folder, twin, say=lambda text: console.print(text, highlight=False))
     _print_scores(scores, None)
-    console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", highlight=False, soft_wrap=True
+    )
 
 
 def _panel(data: str) -> "Panel":

@@ -1,7 +1,7 @@
 """One configuration: what a run is made of, as plain dataclasses, checked at the edge, kept as TOML."""
 
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,8 @@ class DataOptions:
     context_length: Annotated[int, Ge(2)] = option(96, "Steps of the past a forecast sees.", "context")
     horizon: Annotated[int, Ge(1)] = option(24, "Steps of the future to forecast.")
     rows: tuple[int, int, int] | None = option(
-        None, "Exact rows of training, validation and test, as 8640,2880,2880. Default: the standard split of ETT files."
+        None,
+        "Exact rows of training, validation and test, as 8640,2880,2880. Default: the standard split of ETT files.",
     )
     validation: Annotated[float, Gt(0), Lt(1)] = option(0.1, "Fraction of the rows for validation, without --rows.")
     test: Annotated[float, Gt(0), Lt(1)] = option(0.2, "Fraction of the rows for testing, without --rows.")
@@ -72,7 +73,7 @@ class Config:
     model: ModelOptions = ModelOptions()
     guide: GuideOptions = GuideOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     recipe: str = "factor"
     note: str = ""
     version: int = VERSION

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import singledispatch
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -26,7 +27,10 @@ class FactorNormal(TorchDistribution):
     (..., B, 1, N). ``site`` names the latent the activity comes from, and ``pool_weight`` how: a = weight * sum_k z_k.
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.independent(constraints.positive, 1)}
+    arg_constraints: ClassVar = {
+        "loc": constraints.real_vector,
+        "scale": constraints.independent(constraints.positive, 1),
+    }
     support = constraints.real_vector
     has_rsample = True
 
@@ -49,7 +53,7 @@ class FactorNormal(TorchDistribution):
         self.conditional = dist.Normal(loc + scale * shift, scale * self.noise, validate_args=False).to_event(1)
         super().__init__(self.conditional.batch_shape, self.conditional.event_shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Size, _instance: object = None) -> "FactorNormal":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FactorNormal":
         """Return the distribution with ``activity`` expanded, so that the batch shape is ``batch_shape``."""
         activity = self.activity.expand(*batch_shape, self.activity.shape[-1])
         fields = self.loc, self.scale, self.loadings, self.gain, activity
@@ -60,7 +64,7 @@ class FactorNormal(TorchDistribution):
         fields = loc + scale * self.loc, scale * self.scale, self.loadings, self.gain, self.activity
         return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw y given the activity, reparameterised."""
         return self.conditional.rsample(sample_shape)
 
@@ -119,7 +123,10 @@ def rescaled(fn: TorchDistribution, loc: Tensor, scale: Tensor) -> TorchDistribu
     ``loc`` and ``scale`` broadcast against y. Location-scale families come back as themselves; anything else as a
     transformed distribution.
     """
-    return dist.TransformedDistribution(fn, T.AffineTransform(loc, scale, event_dim=fn.event_dim))
+    # Expanded by hand: the transform counts the Jacobian of the scale's own shape, not of the event it broadcasts to.
+    shape = torch.broadcast_shapes(loc.shape, scale.shape, fn.event_shape)
+    affine = T.AffineTransform(loc.expand(shape), scale.expand(shape), event_dim=fn.event_dim)
+    return dist.TransformedDistribution(fn, affine)
 
 
 @rescaled.register
@@ -127,7 +134,7 @@ def _(fn: FactorNormal, loc: Tensor, scale: Tensor) -> TorchDistribution:
     return fn.rescaled(loc, scale)
 
 
-@rescaled.register(torch.distributions.Independent)
+@rescaled.register
 def _(fn: dist.Independent, loc: Tensor, scale: Tensor) -> TorchDistribution:
     base = fn.base_dist
     if isinstance(base, dist.Normal):
@@ -135,5 +142,5 @@ def _(fn: dist.Independent, loc: Tensor, scale: Tensor) -> TorchDistribution:
     elif isinstance(base, dist.StudentT):
         moved = dist.StudentT(base.df, loc + scale * base.loc, scale * base.scale, validate_args=False)
     else:
-        return dist.TransformedDistribution(fn, T.AffineTransform(loc, scale, event_dim=fn.event_dim))
+        return rescaled.dispatch(object)(fn, loc, scale)
     return moved.to_event(fn.reinterpreted_batch_ndims)

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from eve_pyro import plots
 from eve_pyro.build import Built, build
 from eve_pyro.config import Config
@@ -30,8 +32,8 @@ def run_experiment(panel: Panel, config: Config, folder: Path, twin: bool, say: 
     windows = make_windows(panel, data.context_length, data.horizon, split_of(config))
     folder = claim_folder(folder)
     say(
-        f"{len(panel)} series; windows of {data.context_length} + {data.horizon} steps: {len(windows.train)} to train on, "
-        f"{len(windows.validation)} to validate, {len(windows.test)} to test"
+        f"{len(panel)} series, windows of {data.context_length} + {data.horizon} steps: {len(windows.train)} for "
+        f"training, {len(windows.validation)} for validation, {len(windows.test)} for testing"
     )
     pairs = {"eve": build(config)} | ({"twin": build(config, twin=True)} if twin else {})
     fits: dict[str, Fit] = {}
@@ -39,14 +41,22 @@ def run_experiment(panel: Panel, config: Config, folder: Path, twin: bool, say: 
     scores: Scores = {}
     for name, pair in pairs.items():
         fits[name] = fit(
-            pair.model, pair.guide, windows, pair.elbo, config.training, log_dir=folder if name == "eve" else folder / TWIN
+            pair.model,
+            pair.guide,
+            windows,
+            pair.elbo,
+            config.training,
+            log_dir=folder if name == "eve" else folder / TWIN,
         )
         seconds[f"train_{name}"] = round(fits[name].seconds, 2)
-        say(f"{name}: trained in {fits[name].seconds:.0f} s, epoch {fits[name].best_epoch + 1} kept ({fits[name].stopped})")
+        done = fits[name]
+        say(f"{name}: trained in {done.seconds:.0f} s, epoch {done.best_epoch + 1} kept ({done.stopped})")
     save_run(folder, config, windows.train.scaler, pairs["eve"], pairs.get("twin"))
     for name, pair in pairs.items():
         begin = time.monotonic()
-        scores[name] = dict(evaluate(pair.model, pair.guide, windows.test, seed=config.training.seed, progress=progress))
+        scores[name] = dict(
+            evaluate(pair.model, pair.guide, windows.test, seed=config.training.seed, progress=progress)
+        )
         seconds[f"evaluate_{name}"] = round(time.monotonic() - begin, 2)
     scores |= naive_scores(windows.test)
     write_json(folder / METRICS, {"test": scores, "windows": len(windows.test), "seconds": seconds})
@@ -81,6 +91,6 @@ def shown_windows(windows: Windows) -> Windows:
     return windows.select([int(rows[len(rows) // 2]) for rows in positions])
 
 
-def _save(figure: "plots.Figure", folder: Path, name: str) -> None:
+def _save(figure: Figure, folder: Path, name: str) -> None:
     (folder / "figures").mkdir(exist_ok=True)
     figure.savefig(folder / "figures" / f"{name}.png")

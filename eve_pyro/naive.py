@@ -1,8 +1,7 @@
 """The forecasts everybody can make: repeat the last value, repeat the last season."""
 
-from torch import Tensor
-
 import torch
+from torch import Tensor
 
 from eve_pyro import metrics
 from eve_pyro.data import Windows

@@ -49,12 +49,12 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
         metavar="|".join(choices) if choices else None,
         show_default=str(item.default) if item.default is not None else False,
     )
-    annotation = Annotated[kind | None, info]
+    annotation: Any = Annotated[kind | None, info]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _plain_type(hint: Any) -> tuple[Any, tuple[str, ...]]:
-    """Return the type an option is read as, and the words it may be: what it may hold is checked later, at one place."""
+    """Return the type an option is read as, and the words it may be. What it may hold is checked with the rest."""
     if get_origin(hint) is Literal:
         return str, get_args(hint)
     return (hint, ()) if hint in (int, float, bool, str) else (str, ())

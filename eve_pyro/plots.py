@@ -1,6 +1,6 @@
 """Pictures, in one look: colour-blind safe (Okabe and Ito), units on the axes, readable at notebook width.
 
-Every function returns a matplotlib ``Figure`` made without pyplot, so nothing global changes and nothing must be closed.
+Every function returns a matplotlib ``Figure`` made without pyplot: nothing global changes, nothing must be closed.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from eve_pyro.data import Windows
@@ -45,13 +46,15 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     figure, axes = _grid(2, 2)
     for (name, history), colour in zip(histories.items(), (BLUE, ORANGE, GREEN), strict=False):
         axes[0].plot(history["epoch"] + 1, history["train_loss"], color=colour, ls=":", label=f"{name}, training")
-        axes[0].plot(history["epoch"] + 1, history["val_loss"], color=colour, marker="o", ms=4, label=f"{name}, validation")
+        axes[0].plot(
+            history["epoch"] + 1, history["val_loss"], color=colour, marker="o", ms=4, label=f"{name}, validation"
+        )
         axes[1].plot(history["epoch"] + 1, history["val_crps"], color=colour, marker="o", ms=4, label=name)
     axes[0].set_ylabel("loss (nats a value)")
     axes[1].set_ylabel("validation CRPS (scaled data)")
     for ax in axes:
         ax.set_xlabel("epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=9)
     return figure
 
@@ -80,7 +83,9 @@ def _fan(ax: Axes, forecast: Forecast, number: int, num_paths: int) -> None:
         band = _level(forecast, low)[number], _level(forecast, high)[number]
         ax.fill_between(steps, *band, color=BLUE, alpha=alpha, lw=0, label=label)
     for draw in range(min(num_paths, len(forecast.paths))):
-        ax.plot(steps, forecast.paths[draw, number], color=BLUE, lw=0.6, alpha=0.6, label=None if draw else "joint paths")
+        ax.plot(
+            steps, forecast.paths[draw, number], color=BLUE, lw=0.6, alpha=0.6, label=None if draw else "joint paths"
+        )
     ax.plot(steps, _level(forecast, 0.5)[number], color=BLUE, lw=1.6, label="median")
     if windows.known:
         ax.plot(steps, truth(windows.select([number]))[0], color=INK, lw=1.2, label="truth")

@@ -2,7 +2,8 @@
 
 Shapes, everywhere in the library:
 
-- ``context`` is ``(B, T, L)``: B windows, T successive context windows (1 unless the latent path runs over the past), L steps;
+- ``context`` is ``(B, T, L)``: B windows, T successive context windows of L steps (T = 1 unless the latent path
+  runs over the past);
 - ``future`` is ``(B, H)``; ``state`` is ``(B, T, F)``, whatever an encoder makes of the context;
 - a layer's site ``<layer>.z`` has batch ``(..., B, N)`` and event ``(T, K)``: N units of K latent dimensions;
 - the observation ``y`` has batch ``(..., B, 1)`` and event ``(H,)``;
@@ -12,7 +13,7 @@ Shapes, everywhere in the library:
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from pyro.distributions import Distribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 WINDOWS = "windows"
@@ -48,14 +49,14 @@ class Guide(Protocol):
 class Prior(Protocol):
     """Maps ``state`` (B, T, F) to p(z): batch broadcastable to (B, N), event (T, K)."""
 
-    def __call__(self, state: Tensor, /) -> Distribution:
+    def __call__(self, state: Tensor, /) -> TorchDistribution:
         """Return the prior of one layer."""
 
 
 class Readout(Protocol):
     """Maps ``activity`` (..., B, 1, N) and ``state`` (B, 1, F) to p(y | z): batch (..., B, 1), event (H,)."""
 
-    def __call__(self, activity: Tensor, state: Tensor, /) -> Distribution:
+    def __call__(self, activity: Tensor, state: Tensor, /) -> TorchDistribution:
         """Return the likelihood of the (normalised) future."""
 
 
@@ -70,19 +71,28 @@ class Layer(Protocol):
     """What readouts and guides may know of a layer of units."""
 
     name: str
-    site: str
     num_units: int
     latent_dim: int
     pool_weight: float
-    prior: Prior
+
+    @property
+    def site(self) -> str:
+        """The name of the layer's sample site."""
+
+    @property
+    def prior(self) -> Prior:
+        """The prior of its units."""
 
 
 class Amortizable(Protocol):
     """What a guide of ours needs of a model: one layer, and what the posterior of its units may look at."""
 
-    layer: Layer
     state_size: int
     horizon: int
+
+    @property
+    def layer(self) -> Layer:
+        """The layer whose posterior is asked for."""
 
     def evidence(self, context: Tensor, future: Tensor | None = None, /) -> tuple[Tensor, Tensor | None]:
         """Return the encoded context (B, T, F) and, given ``future``, its surprise (B, H) in the model's own terms."""
@@ -95,10 +105,10 @@ class Integrable(Protocol):
     ``conditional`` is p(y | z) itself, as independent values.
     """
 
-    conditional: Distribution
+    conditional: TorchDistribution
 
-    def marginal(self, latents: Mapping[str, Distribution], /) -> Distribution | None:
+    def marginal(self, latents: Mapping[str, TorchDistribution], /) -> TorchDistribution | None:
         """Return p(y_h) under ``latents`` as independent values, or None where there is no closed form."""
 
-    def joint(self, latents: Mapping[str, Distribution], /) -> Distribution | None:
+    def joint(self, latents: Mapping[str, TorchDistribution], /) -> TorchDistribution | None:
         """Return p(y) under ``latents``, dependence included, or None where there is no closed form."""

@@ -4,14 +4,14 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from eve_pyro.protocols import Amortizable
 from eve_pyro.guides.base import AmortizedGuide
+from eve_pyro.protocols import Amortizable
 
 
 class PointGuide(AmortizedGuide):
     """q(z_n | x) = Delta(loc_n(h)), loc linear in the encoded context h: a neuron as everybody knows it.
 
-    With beta = 0 it makes the deterministic twin of a forecaster. With beta = 1 it is the MAP estimate: the KL of a point
+    With beta = 0 it makes the deterministic twin of a forecaster. With beta = 1 it is the MAP estimate: a point's KL
     is taken as -log p(z), its infinite constant left out, as Pyro does.
     """
 

@@ -7,9 +7,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from eve_pyro.guides.base import AmortizedGuide
 from eve_pyro.priors import normal
 from eve_pyro.protocols import Amortizable
-from eve_pyro.guides.base import AmortizedGuide
 
 GuideScale = Literal["scalar", "unit", "input"]
 

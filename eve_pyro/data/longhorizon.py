@@ -17,7 +17,7 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Either exact ``rows`` of (training, validation, test), or the fractions of validation and test, training the rest.
+    """Either exact ``rows`` of (training, validation, test), or the fractions of validation and test.
 
     Raises ValueError for fractions outside (0, 1) or rows below 1.
     """

@@ -16,7 +16,7 @@ LONG = ("unique_id", "ds", "y")
 
 @dataclass(frozen=True)
 class Panel:
-    """Series of equal or different length: ``names``, ``values`` and ``index`` (timestamps or integers) side by side."""
+    """Series of any lengths: ``names``, ``values`` and ``index`` (timestamps or whole numbers) side by side."""
 
     names: tuple[str, ...]
     values: tuple[np.ndarray, ...]
@@ -143,11 +143,15 @@ def _parse_times(column: pd.Series, name: str) -> pd.Index:
     if pd.api.types.is_integer_dtype(column):
         return pd.Index(column.to_numpy())
     if pd.api.types.is_float_dtype(column):
-        raise ValueError(f"column {name!r} should hold timestamps (or whole numbers), not decimals such as {column.iloc[0]}")
+        raise ValueError(
+            f"column {name!r} should hold timestamps (or whole numbers), not decimals such as {column.iloc[0]}"
+        )
     parsed = pd.to_datetime(column, errors="coerce", format=None if column.empty else _format_of(column))
     if parsed.isna().any():
         row = int(np.flatnonzero(parsed.isna())[0])
-        raise ValueError(f"column {name!r}, row {row}: cannot read {column.iloc[row]!r} as a date; write 2024-01-31 00:00")
+        raise ValueError(
+            f"column {name!r}, row {row}: cannot read {column.iloc[row]!r} as a date; write 2024-01-31 00:00"
+        )
     return pd.DatetimeIndex(parsed)
 
 
@@ -188,7 +192,9 @@ def _check_index(name: str, index: pd.Index) -> None:
     steps = np.diff(ticks)
     if (steps < 0).any():
         row = int(np.flatnonzero(steps < 0)[0]) + 1
-        raise ValueError(f"series {name!r}: time goes back at row {row} ({index[row]} after {index[row - 1]}); sort by time")
+        raise ValueError(
+            f"series {name!r}: time goes back at row {row} ({index[row]} after {index[row - 1]}); sort by time"
+        )
     if (steps == steps[0]).all() or (isinstance(index, pd.DatetimeIndex) and pd.infer_freq(index)):
         return
     usual = _most_common(steps)

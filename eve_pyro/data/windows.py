@@ -29,7 +29,9 @@ class Scaler:
             rows = values[: split.bounds(len(values)).train]
             mean[name], deviation[name] = float(rows.mean()), float(rows.std())
             if deviation[name] <= 1e-12 * max(1.0, abs(mean[name])):
-                raise ValueError(f"series {name!r} is constant ({rows[0]:g}) on its {len(rows)} training rows: leave it out")
+                raise ValueError(
+                    f"series {name!r} is constant ({rows[0]:g}) on its {len(rows)} training rows: leave it out"
+                )
         return cls(mean, deviation)
 
     def apply(self, panel: Panel) -> list[np.ndarray]:
@@ -138,8 +140,8 @@ def make_windows(
             count = edges[part + 1] - horizon + 1 - first
             if count < 1:
                 raise ValueError(
-                    f"series {name!r} is too short: its {label} rows {edges[part]} to {edges[part + 1] - 1} of {len(values)} "
-                    f"hold no window of context {context_length} and horizon {horizon}; shorten them or add data"
+                    f"series {name!r} is too short: its {label} rows ({edges[part]} to {edges[part + 1] - 1} of "
+                    f"{len(values)}) hold no window of context {context_length} and horizon {horizon}; shorten them"
                 )
             starts[part].append(offset + first - context_length + torch.arange(count))
             owners[part].append(torch.full((count,), number))

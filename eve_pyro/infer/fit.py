@@ -45,7 +45,9 @@ class Fit:
 class Task(L.LightningModule):
     """A model, a guide and their local ELBO as Lightning sees them: losses a value, terms apart."""
 
-    def __init__(self, model: Model, guide: Guide, elbo: LocalELBO, training: Training, stored: dict[str, Tensor]) -> None:
+    def __init__(
+        self, model: Model, guide: Guide, elbo: LocalELBO, training: Training, stored: dict[str, Tensor]
+    ) -> None:
         super().__init__()
         self.model, self.guide, self.elbo, self.training_options = model, guide, elbo, training
         self.stored = StoreParameters(stored)
@@ -165,7 +167,9 @@ def fit(
         )
         trainer.fit(task, *_loaders(windows, training))
         if task.not_finite is not None and not keeper.best_model_path:
-            raise ValueError(f"the loss was not finite at step {task.not_finite}: lower the learning rate or check the data")
+            raise ValueError(
+                f"the loss was not finite at step {task.not_finite}: lower the learning rate or check the data"
+            )
         weights = torch.load(keeper.best_model_path, weights_only=True)
         task.load_state_dict(weights["state_dict"])
     for program in (model, guide):
@@ -180,7 +184,12 @@ def _quiet_lightning() -> Iterator[None]:
     loggers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        for expected in ("does not have many workers", "`training_step` returned `None`", "`lr_scheduler.step", "LeafSpec"):
+        for expected in (
+            "does not have many workers",
+            "`training_step` returned `None`",
+            "`lr_scheduler.step",
+            "LeafSpec",
+        ):
             warnings.filterwarnings("ignore", f".*{expected}")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

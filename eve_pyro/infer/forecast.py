@@ -87,8 +87,14 @@ def forecast(
             means.append((prediction.paths if components is None else components.mean).mean(0).cpu())
             quantiles.append(torch.stack([quantile(prediction, level) for level in levels]).cpu())
     mean, deviation = windows.scale()  # (N, 1)
-    scaled = (torch.cat(paths, 1), torch.cat(means), torch.cat(quantiles, 1))
-    return Forecast(windows, *(mean + deviation * values for values in scaled), tuple(levels), exact)
+    return Forecast(
+        windows,
+        paths=mean + deviation * torch.cat(paths, 1),
+        mean=mean + deviation * torch.cat(means),
+        quantiles=mean + deviation * torch.cat(quantiles, 1),
+        levels=tuple(levels),
+        exact=exact,
+    )
 
 
 def truth(windows: Windows) -> Tensor:

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from eve_pyro.infer.predictive import forecast_latents, forecast_trace, marginal, mixture_log_prob
+from eve_pyro.infer.predictive import forecast_latents, marginal, mixture_log_prob
 from eve_pyro.infer.terms import ELBOTerms, by_unit, measure_units
 from eve_pyro.protocols import OBSERVED
 
@@ -33,11 +33,11 @@ class LocalELBO(TraceMeanField_ELBO):
       prior (or from a guide that needs no future). The alpha scales the KL as well.
 
     At ``beta=1`` with ``elbo`` and no penalties this is ``TraceMeanField_ELBO``. ``beta`` is a number, a tensor over
-    units, or a mapping from site to such a tensor (sites left out pay beta 1); assign ``elbo.beta`` to change it between
-    steps. After each evaluation ``elbo.terms`` holds what was measured.
+    units, or a mapping from site to such a tensor (sites left out pay beta 1); assign ``elbo.beta`` between steps to
+    change it. After each evaluation ``elbo.terms`` holds what was measured.
 
-    Use it as ``LocalELBO()(model, guide)`` with a torch optimizer, or as ``SVI(model, guide, optim, loss=LocalELBO())``,
-    where modules that are no PyroModules are registered as "model" and "guide". Plates beyond windows and units need
+    Use it as ``LocalELBO()(model, guide)`` with a torch optimizer or as ``SVI(model, guide, optim, loss=LocalELBO())``;
+    there modules that are no PyroModules are registered as "model" and "guide". Plates beyond windows and units need
     ``max_plate_nesting``. Source: arXiv 2602.18250, with the objectives named above.
 
     Raises ValueError for an unknown objective, alpha outside [0, 1], no particle, and, at the first evaluation, for
@@ -71,7 +71,7 @@ class LocalELBO(TraceMeanField_ELBO):
         with poutine.trace(param_only=True) as capture:
             loss = super().loss_and_grads(_registered("model", model), _registered("guide", guide), *args, **kwargs)
         _check_trained(capture.trace, {"model": model, "guide": guide})
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         # Past the parent's own check, which only warns where _check_sites refuses.
@@ -86,7 +86,8 @@ class LocalELBO(TraceMeanField_ELBO):
         with poutine.block():
             at_forecast = poutine.trace(guide).get_trace(context)
         latents = forecast_latents(model_trace, at_forecast)
-        fn, truth = model_trace.nodes[OBSERVED]["fn"], future.unsqueeze(-2)
+        fn: Any = model_trace.nodes[OBSERVED]["fn"]
+        truth = future.unsqueeze(-2)
         exact = marginal(fn, latents)
         if exact is None:
             with poutine.block():
@@ -130,7 +131,7 @@ class LocalELBO(TraceMeanField_ELBO):
         beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)
         if beta.ndim > 1 or (beta.ndim == 1 and beta.shape[0] not in (1, kl.shape[-1])):
             raise ValueError(
-                f"beta for site {site!r} is a number or one value a unit ({kl.shape[-1]}), not shape {tuple(beta.shape)}"
+                f"beta for site {site!r} is a number or {kl.shape[-1]} values, not of shape {tuple(beta.shape)}"
             )
         return beta
 
@@ -149,18 +150,19 @@ def _registered(role: str, program: Any) -> Any:
 
 def _check_trained(captured: Trace, programs: Mapping[str, Any]) -> None:
     """Refuse what SVI would do silently: leave parameters as they are because the store does not hold them."""
-    held = {id(site["value"].unconstrained()) for site in captured.nodes.values()}
+    sites: Any = captured.nodes.values()
+    held = {id(site["value"].unconstrained()) for site in sites}
     for role, program in programs.items():
         if isinstance(program, nn.Module) and not isinstance(program, PyroModule):
             lost = [name for name, p in program.named_parameters() if p.requires_grad and id(p) not in held]
             if lost:
                 raise ValueError(
-                    f"SVI would not train {len(lost)} parameters of the {role} ({role}.{lost[0]}, ...): the param store "
-                    "holds others of these names. Call pyro.clear_param_store() before a second pair, or train with "
-                    "LocalELBO()(model, guide) and a torch optimizer"
+                    f"SVI would not train {len(lost)} parameters of the {role} ({role}.{lost[0]}, ...): the param "
+                    "store holds others of these names. Call pyro.clear_param_store() before a second pair, or "
+                    "train with LocalELBO()(model, guide) and a torch optimizer"
                 )
     if not held:
         raise ValueError(
-            "SVI would train nothing: neither model nor guide has a parameter in the param store. Call pyro.module(...) "
-            "or pyro.param(...) inside them, or pass modules"
+            "SVI would train nothing: neither model nor guide has a parameter in the param store. Call "
+            "pyro.module(...) or pyro.param(...) inside them, or pass modules"
         )

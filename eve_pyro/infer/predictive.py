@@ -22,9 +22,9 @@ BISECTIONS = 20  # brackets a quantile to a millionth of the spread of the compo
 class Predictive:
     """The forecast of B windows.
 
-    ``paths`` (S, B, H) are joint draws. ``components`` are distributions with batch (C, B, H), mixed with equal weights:
-    one (C = 1) where the marginal is ``exact``, else one a draw; None where the family is not one of ours. ``joint`` has
-    batch (B, 1) and event (H,), or is None where the units cannot be integrated out.
+    ``paths`` (S, B, H) are joint draws. ``components`` are distributions with batch (C, B, H) and equal weights: one
+    (C = 1) where the marginal is ``exact``, else one a draw; None where the family is not one of ours. ``joint``
+    has batch (B, 1) and event (H,), or is None where the units cannot be integrated out.
     """
 
     paths: Tensor
@@ -39,7 +39,7 @@ class Predictive:
 
 def vectorized(program: Program, num_draws: int, dim: int = -3) -> Program:
     """Return ``program`` under an outermost plate of ``num_draws`` draws at ``dim``."""
-    return pyro.plate("draws", num_draws, dim=dim)(program) if num_draws > 1 else program  # type: ignore[no-any-return]
+    return pyro.plate("draws", num_draws, dim=dim)(program) if num_draws > 1 else program
 
 
 def forecast_trace(model: Model, guide: Guide, context: Tensor, num_draws: int = 1) -> tuple[Trace, Trace]:
@@ -63,23 +63,21 @@ def latent_sites(model_trace: Trace) -> dict[str, Any]:
 
 def forecast_latents(model_trace: Trace, guide_trace: Trace) -> dict[str, TorchDistribution]:
     """Return the distribution each latent has at forecast time: the guide's where it has one, else the prior's."""
-    return {
-        name: guide_trace.nodes[name]["fn"] if name in guide_trace.nodes else site["fn"]
-        for name, site in latent_sites(model_trace).items()
-    }
+    own: dict[str, Any] = dict(guide_trace.nodes)
+    return {name: own.get(name, site)["fn"] for name, site in latent_sites(model_trace).items()}
 
 
 def marginal(fn: TorchDistribution, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
     """Return p(y_h | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
     if isinstance(fn, Integrable):
-        return fn.marginal(latents)  # type: ignore[no-any-return]
+        return fn.marginal(latents)
     return fn if _all_points(latents) else None
 
 
 def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
     """Return p(y | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
     if isinstance(fn, Integrable):
-        return fn.joint(latents)  # type: ignore[no-any-return]
+        return fn.joint(latents)
     return fn if _all_points(latents) else None
 
 
@@ -114,14 +112,15 @@ def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, not {num_draws}")
     model_trace, guide_trace = forecast_trace(model, guide, context)
-    fn, latents = model_trace.nodes[OBSERVED]["fn"], forecast_latents(model_trace, guide_trace)
+    fn: Any = model_trace.nodes[OBSERVED]["fn"]
+    latents = forecast_latents(model_trace, guide_trace)
     whole, single = joint(fn, latents), marginal(fn, latents)
     if whole is not None and single is not None:
         paths = whole.sample(torch.Size([num_draws])).squeeze(-2)  # (S, B, 1, H) -> (S, B, H)
         return Predictive(paths, _components(single, context.shape[0]), whole)
     if num_draws > 1:
         model_trace, _ = forecast_trace(model, guide, context, num_draws)
-    site = model_trace.nodes[OBSERVED]
+    site: Any = model_trace.nodes[OBSERVED]
     shape = (num_draws, context.shape[0], site["value"].shape[-1])
     return Predictive(site["value"].reshape(shape), _components(site["fn"], context.shape[0]), None)
 
@@ -131,7 +130,7 @@ def _all_points(latents: Mapping[str, TorchDistribution]) -> bool:
 
 
 def _components(fn: TorchDistribution, num_windows: int) -> TorchDistribution | None:
-    """Return the values of ``fn``, batch (..., B, 1, H), as a family with batch (C, B, H), or None for other families."""
+    """Return the values of ``fn``, batch (..., B, 1, H), with batch (C, B, H); None for families not listed here."""
     single = values(fn)
     if not isinstance(single, dist.Normal | dist.StudentT):
         return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class StoreParameters(nn.Module):
-    """The parameters that plain functions keep in Pyro's param store, as a module: optimised, saved, loaded in place."""
+    """Parameters that plain functions keep in Pyro's param store, as a module: optimised, saved, loaded in place."""
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         super().__init__()
@@ -31,7 +31,8 @@ def store_parameters(*programs: Any, args: tuple[Any, ...]) -> dict[str, Tensor]
             continue
         with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
             program(*args)
-        found |= {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+        sites: dict[str, Any] = dict(capture.trace.nodes)
+        found |= {name: site["value"].unconstrained() for name, site in sites.items()}
     return found
 
 

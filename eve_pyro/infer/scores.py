@@ -134,7 +134,8 @@ def importance_log_weights(model: Model, guide: Guide, context: Tensor, future: 
     log_weights = _by_window(model_trace.nodes[OBSERVED]["log_prob"], num_draws, len(context))
     for name, site in latent_sites(model_trace).items():
         r = known[name] if name in guide_at_forecast.nodes else site["fn"]
-        ratio = r.log_prob(site["value"]) - guide_trace.nodes[name]["fn"].log_prob(site["value"])
+        q: Any = guide_trace.nodes[name]["fn"]
+        ratio = r.log_prob(site["value"]) - q.log_prob(site["value"])
         log_weights = log_weights + _by_window(ratio, num_draws, len(context))
     return log_weights
 

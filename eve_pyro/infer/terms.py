@@ -18,7 +18,7 @@ class UnitTerms:
     """One latent site: ``kl`` (B, N) in nats; ``energy`` (N,), the squared shift of the posterior's location from the
     prior's in prior deviations, averaged over windows and latent dimensions; ``scale`` (N,), the posterior's deviation,
     averaged alike. ``sampled`` says that the KL is a one-draw-a-particle estimate and not the closed form.
-    """  # noqa: D205
+    """
 
     kl: Tensor
     energy: Tensor
@@ -30,7 +30,7 @@ class UnitTerms:
 class ELBOTerms:
     """The parts of the objective: ``log_likelihood`` and ``predictive`` (B,), in nats per window; ``units`` by site;
     ``penalties`` by name, each a scalar in nats per window.
-    """  # noqa: D205
+    """
 
     log_likelihood: Tensor
     units: dict[str, UnitTerms]
@@ -71,14 +71,16 @@ def measure_units(model_trace: Trace, guide_trace: Trace, sample_kl: bool) -> di
 
 def _check_sites(latents: dict[str, Any], guide_trace: Trace) -> dict[str, Any]:
     """Check that the guide's sites are the model's, in order; return auxiliary guide sites by the site they serve."""
-    guide_sites = {
+    guide_sites: dict[str, Any] = {
         name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]
     }
     auxiliary = {name: site for name, site in guide_sites.items() if site["infer"].get("is_auxiliary")}
     own = [name for name in guide_sites if name not in auxiliary]
     for name in latents:
         if name not in guide_sites:
-            raise ValueError(f"the guide does not sample the model's site {name!r}: add it, or condition the model on it")
+            raise ValueError(
+                f"the guide does not sample the model's site {name!r}: add it, or condition the model on it"
+            )
     for name in own:
         if name not in latents:
             raise ValueError(f"the guide samples {name!r}, which is no latent site of the model: remove or rename it")
@@ -92,8 +94,8 @@ def _check_sites(latents: dict[str, Any], guide_trace: Trace) -> dict[str, Any]:
             ) from None
     if own != list(latents):
         raise ValueError(
-            f"the guide samples its sites in another order ({', '.join(own)}) than the model ({', '.join(latents)}): the "
-            "mean-field condition may fail; sample them in the model's order"
+            f"the guide samples its sites in another order ({', '.join(own)}) than the model ({', '.join(latents)}): "
+            "the mean-field condition may fail; sample them in the model's order"
         )
     served = {}
     for name, site in auxiliary.items():
@@ -145,7 +147,7 @@ def _location_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tenso
 
 def by_unit(values: Tensor) -> Tensor:
     """Reshape a site's batch, (S, B, N) or with leading axes missing, to exactly (S, B, N)."""
-    return values.reshape(-1, *((1, 1) + values.shape)[-2:])
+    return values.reshape(-1, *(1, 1, *values.shape)[-2:])
 
 
 def _family(fn: TorchDistribution) -> str:

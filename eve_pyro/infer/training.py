@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 
-def option(default: Any, help: str, name: str | None = None) -> Any:  # noqa: A002
+def option(default: Any, help: str, name: str | None = None) -> Any:
     """Return a dataclass field that the command line shows as an option, called ``name`` if given, with this help."""
     return field(default=default, metadata={"help": help, "name": name})
 

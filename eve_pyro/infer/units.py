@@ -26,7 +26,9 @@ def unit_table(
                 figures = torch.stack([units.kl.mean(0), units.energy, units.scale]).double().cpu()
                 totals[site] = totals.get(site, 0.0) + figures * (len(future) / len(windows))
     parts = [
-        pd.DataFrame(figures.T.numpy(), columns=["kl", "energy", "scale"]).assign(site=site, unit=range(figures.shape[1]))
+        pd.DataFrame(figures.T.numpy(), columns=["kl", "energy", "scale"]).assign(
+            site=site, unit=range(figures.shape[1])
+        )
         for site, figures in totals.items()
     ]
     return pd.concat(parts, ignore_index=True)[["site", "unit", "kl", "energy", "scale"]]
