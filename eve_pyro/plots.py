@@ -18,13 +18,13 @@ from eve_pyro.infer.forecast import Forecast, truth
 BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8A8A8A"
 
 
-def fan_chart(forecast: Forecast, twin: Forecast | None = None, num_paths: int = 4) -> Figure:
+def fan_chart(forecast: Forecast, twin: Forecast | None = None, num_paths: int = 3) -> Figure:
     """Draw each window of ``forecast``: its context, the truth, median, 50 and 90 % bands, and a few joint paths.
 
     The 90 % band of a ``twin`` is outlined over it. Levels 0.05, 0.25, 0.5, 0.75 and 0.95 must be in the forecast.
     """
     count = len(forecast)
-    columns = 2 if count in (2, 4) else min(count, 3)
+    columns = 3 if count == 3 else min(count, 2)
     figure, axes = _grid(count, columns)
     for number, ax in enumerate(axes):
         _fan(ax, forecast, number, num_paths)
@@ -76,7 +76,7 @@ def unit_bars(table: pd.DataFrame) -> Figure:
 
 def _fan(ax: Axes, forecast: Forecast, number: int, num_paths: int) -> None:
     windows, horizon = forecast.windows, forecast.mean.shape[1]
-    past = _past(forecast, number)[-2 * horizon :]
+    past = _past(forecast, number)[-horizon:]
     steps = np.arange(1, horizon + 1)
     ax.plot(np.arange(1 - len(past), 1), past, color=GREY, lw=1, label="context")
     for low, high, alpha, label in ((0.05, 0.95, 0.18, "90 %"), (0.25, 0.75, 0.32, "50 %")):

@@ -36,7 +36,9 @@ def in_windows(layer, state):
         return layer(state)
 
 
-@pytest.mark.parametrize("wrong", [{"num_units": 0}, {"num_units": 2, "latent_dim": 0}, {"num_units": 2, "pooling": "max"}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_units": 0}, {"num_units": 2, "latent_dim": 0}, {"num_units": 2, "pooling": "max"}]
+)
 def test_a_layer_refuses_what_it_cannot_be(wrong):
     with pytest.raises(ValueError, match="layer 'eve'"):
         EveLayer(StandardPrior(2), **wrong)

@@ -4,9 +4,11 @@ A ``Panel`` is a set of regular series, each with its timestamps. It is built fr
 an array; every check names the series and the row, and nothing is repaired silently.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -101,12 +103,14 @@ class Panel:
         return pd.Index(index[-1] + step * np.arange(1, steps + 1))
 
 
-def frequency(index: pd.DatetimeIndex) -> pd.Timedelta | str:
-    """Return the step of a regular index: a time span, or the name of a calendar step such as months' ends."""
+def frequency(index: pd.DatetimeIndex) -> Any:
+    """Return the step of a regular index: a time span, or a calendar step such as the end of a month; else None."""
     steps = np.diff(index.asi8)
     if (steps == steps[0]).all():
         return pd.Timedelta(index[1] - index[0])
-    return str(pd.infer_freq(index))
+    with warnings.catch_warnings():  # what comes back changes from a name to an offset, and either will do
+        warnings.simplefilter("ignore")
+        return pd.infer_freq(index)
 
 
 def season_length(index: pd.Index) -> int | None:
@@ -195,7 +199,7 @@ def _check_index(name: str, index: pd.Index) -> None:
         raise ValueError(
             f"series {name!r}: time goes back at row {row} ({index[row]} after {index[row - 1]}); sort by time"
         )
-    if (steps == steps[0]).all() or (isinstance(index, pd.DatetimeIndex) and pd.infer_freq(index)):
+    if (steps == steps[0]).all() or (isinstance(index, pd.DatetimeIndex) and frequency(index) is not None):
         return
     usual = _most_common(steps)
     row = int(np.flatnonzero(steps != usual)[0]) + 1

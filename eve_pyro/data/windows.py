@@ -89,7 +89,7 @@ class Windows:
 
     def select(self, index: Sequence[int] | Tensor) -> "Windows":
         """Return the windows at the given positions."""
-        index = torch.as_tensor(index)
+        index = torch.as_tensor(index, dtype=torch.long)
         return replace(self, start=self.start[index], series=self.series[index])
 
     def scale(self) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Training: any model and guide, one local ELBO, on Lightning's loop."""
 
 import logging
+import math
 import tempfile
 import time
 import warnings
@@ -68,15 +69,21 @@ class Task(L.LightningModule):
         with pyro.validation_enabled(False):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *batch) / batch.future.numel()
             self._log_terms("val", loss.detach(), batch)
-            scores = marginal_scores(predict(self.model, self.guide, batch.context, VALIDATION_DRAWS), batch.future)
-        self.log("val_crps", scores["crps"].mean(), batch_size=len(batch.future), prog_bar=True)
+            crps = torch.full_like(loss, math.nan)
+            if torch.isfinite(loss):
+                prediction = predict(self.model, self.guide, batch.context, VALIDATION_DRAWS)
+                crps = marginal_scores(prediction, batch.future)["crps"].mean()
+        self.log("val_crps", crps, batch_size=len(batch.future), prog_bar=True)
 
     def on_after_backward(self) -> None:
-        """Refuse to train a pair none of whose parameters the loss reaches."""
-        if self.global_step == 0 and not any(p.grad is not None for p in self._trained()):
+        """Refuse, at the first step, to leave parameters of the param store as they are without a word."""
+        if self.global_step > 0:
+            return
+        silent = [name for name, value in self.stored.named.items() if value.grad is None]
+        if silent or not any(p.grad is not None for p in self._trained()):
             raise ValueError(
-                "no parameter got a gradient: another program's parameters of the same names may sit in Pyro's param "
-                "store; call pyro.clear_param_store() or rename them"
+                f"the loss does not reach {silent[0] if silent else 'any parameter'!r}: Pyro's param store may hold "
+                "another program's parameters of this name; call pyro.clear_param_store() or rename them"
             )
 
     def configure_optimizers(self) -> Any:
@@ -89,7 +96,7 @@ class Task(L.LightningModule):
 
     def _trained(self) -> list[Tensor]:
         own = {id(p): p for p in self.parameters() if p.requires_grad}
-        return list((own | {id(t): t for t in self.stored.tensors.values()}).values())
+        return list((own | {id(t): t for t in self.stored.named.values()}).values())
 
     def _log_terms(self, split: str, loss: Tensor, batch: Batch) -> None:
         terms, horizon = self.elbo.terms, batch.future.shape[-1]
@@ -163,12 +170,14 @@ def fit(
             enable_progress_bar=training.progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=10,
+            log_every_n_steps=1,
         )
-        trainer.fit(task, *_loaders(windows, training))
-        if task.not_finite is not None and not keeper.best_model_path:
+        train, validation = _loaders(windows, training)
+        trainer.fit(task, train, validation)
+        if task.not_finite is not None and task.not_finite < len(train):
             raise ValueError(
-                f"the loss was not finite at step {task.not_finite}: lower the learning rate or check the data"
+                f"the loss was not finite at step {task.not_finite}, before a first epoch was done: lower the learning "
+                "rate or check the data"
             )
         weights = torch.load(keeper.best_model_path, weights_only=True)
         task.load_state_dict(weights["state_dict"])

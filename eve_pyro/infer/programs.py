@@ -15,12 +15,13 @@ class StoreParameters(nn.Module):
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         super().__init__()
-        self.tensors = {name.replace(".", "/"): value for name, value in parameters.items()}
-        for name, value in self.tensors.items():
+        self.named = parameters
+        for name, value in parameters.items():
+            key = name.replace(".", "/")  # a module's names hold no dots
             if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
+                self.register_parameter(key, value)
             else:
-                self.register_buffer(name, value)
+                self.register_buffer(key, value)
 
 
 def store_parameters(*programs: Any, args: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -1,0 +1,179 @@
+"""The command line as a user meets it: runs end to end, and one line with exit code 2 for what is wrong."""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_panel
+
+from eve_pyro import cli
+from eve_pyro.infer.scores import KEYS
+
+TINY = ["--context", "24", "--horizon", "6", "--units", "4", "--hidden", "8", "--features", "12"]
+TINY += ["--epochs", "2", "--batch-size", "64", "--no-progress"]
+
+
+def frame_of(panel):
+    return pd.DataFrame(dict(zip(panel.names, panel.values, strict=True))).assign(date=panel.index[0])[
+        ["date", *panel.names]
+    ]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    frame_of(make_panel(300, 2)).to_csv("data.csv", index=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eve-pyro", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_fit_evaluate_forecast(here, run):
+    code, out, _ = run("fit", "data.csv", *TINY, "--twin", "--out", "r", "--seed", 3)
+    assert code == 0
+    assert "repeat_last" in out
+    names = _files(here / "r")
+    assert {
+        "config.toml", "scaler.json", "weights.safetensors", "history.csv", "metrics.json", "units.csv",
+        "twin/weights.safetensors", "twin/history.csv", "forecasts/future.csv", "forecasts/test_windows.csv",
+        "figures/fan.png", "figures/training.png", "figures/units.png",
+    } <= names  # fmt: skip
+    metrics = json.loads((here / "r" / "metrics.json").read_text())
+    assert set(metrics["test"]) == {"eve", "twin", "repeat_last", "seasonal_naive"}
+    assert all(set(KEYS) <= set(row) for row in metrics["test"].values())
+    assert {"train_eve", "train_twin"} <= set(metrics["seconds"])
+    units = pd.read_csv(here / "r" / "units.csv")
+    assert list(units) == ["site", "unit", "kl", "energy", "scale"]
+    assert len(units) == 4
+    assert (units.kl >= 0).all()
+
+    code, out, _ = run("evaluate", "r", "data.csv", "--out", "again.json")
+    assert code == 0
+    again = json.loads((here / "again.json").read_text())
+    assert again["windows"] == metrics["windows"]
+    for name in ("eve", "twin"):
+        for key in KEYS:
+            assert again["test"][name][key] == pytest.approx(metrics["test"][name][key], rel=1e-6), key
+
+    code, out, _ = run("forecast", "r", "data.csv", "--out", "next.csv", "--levels", "0.1,0.9")
+    assert code == 0
+    assert "exact quantiles for 2 series" in out
+    following = pd.read_csv(here / "next.csv")
+    assert list(following) == ["unique_id", "window", "ds", "mean", "q0.1", "q0.9"]
+    assert following.ds.min() == "2024-10-27"
+    assert run("forecast", "r", "data.csv", "--out", "paths.csv", "--paths", 7)[0] == 0
+    assert pd.read_csv(here / "paths.csv").draw.nunique() == 7
+
+
+def _files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_runs_configuration_repeats_it(here, run):
+    assert run("fit", "data.csv", *TINY, "--out", "first")[0] == 0
+    assert run("fit", "data.csv", "--recipe", "first/config.toml", "--out", "second")[0] == 0
+    scores = [json.loads((here / name / "metrics.json").read_text())["test"] for name in ("first", "second")]
+    assert scores[0] == scores[1]
+
+
+def test_a_recipe_says_what_it_leaves_out_and_takes_overrides(here, run):
+    code, out, _ = run("fit", "data.csv", *TINY, "--recipe", "paper", "--num-particles", 2, "--out", "p")
+    assert code == 0
+    assert "regime off" in " ".join(out.split())
+    assert "num_particles = 2" in (here / "p" / "config.toml").read_text()
+
+
+def test_without_out_runs_get_names_of_their_own(here, run):
+    for name in ("data", "data-2"):
+        assert run("fit", "data.csv", *TINY)[0] == 0
+        assert (here / "runs" / name / "metrics.json").is_file()
+
+
+BAD_CALLS = [
+    (("fit", "gone.csv"), "no such file: gone.csv"),
+    (("fit", "data.csv", "--units", "0"), "option model.units = 0"),
+    (("fit", "data.csv", "--guide", "flow"), "option guide.guide = 'flow'"),
+    (("fit", "data.csv", "--horizon", "0"), "option data.horizon = 0"),
+    (("fit", "data.csv", "--horizon", "many"), "Invalid value for '--horizon'"),
+    (("fit", "data.csv", "--colour", "red"), "No such option: --colour"),
+    (("fit", "data.csv", "--context", "24", "--horizon", "60"), "series 's0' is too short"),
+    (("fit", "data.csv", "--rows", "1,2"), "--rows takes three whole numbers"),
+    (("fit", "data.csv", "--recipe", "best"), "there is no recipe 'best'"),
+    (("fit", "data.csv", "--out", "taken"), "taken already holds something"),
+    (("fit",), "Missing argument"),
+    (("forecast", "gone", "data.csv"), "gone holds no run"),
+    (("forecast", "gone", "data.csv", "--levels", "2"), "--levels lie between 0 and 1"),
+    (("forecast", "gone", "data.csv", "--levels", "a"), "--levels takes numbers"),
+    (("evaluate", "gone", "data.csv"), "gone holds no run"),
+    (("train",), "No such command 'train'"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS, ids=[" ".join(call) for call, _ in BAD_CALLS])
+def test_what_is_wrong_is_one_line_and_nothing_is_written(here, run, call, message):
+    (here / "taken").mkdir()
+    (here / "taken" / "mine.txt").write_text("precious")
+    before = _files(here)
+    code, _, err = run(*call)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert _files(here) == before
+
+
+BAD_DATA = {
+    "missing value at row 5": lambda f: f.assign(s1=f.s1.where(f.index != 5)),
+    "infinite value at row 5": lambda f: f.assign(s1=f.s1.where(f.index != 5, np.inf)),
+    "occurs twice": lambda f: pd.concat([f, f.tail(1)]),
+    "time goes back": lambda f: f.iloc[::-1],
+    "irregular step": lambda f: f.drop(index=17),
+    "as a date": lambda f: f.assign(date="yesterday"),
+    "is constant": lambda f: f.assign(s0=1.0),
+    "at least one series": lambda f: f[["date"]],
+}
+
+
+@pytest.mark.parametrize("message", BAD_DATA)
+def test_bad_data_is_one_line_and_makes_no_folder(here, run, message):
+    BAD_DATA[message](frame_of(make_panel(300, 2))).to_csv("bad.csv", index=False)
+    code, _, err = run("fit", "bad.csv", *TINY)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (here / "runs").exists()
+
+
+def test_results_are_not_overwritten(here, run):
+    assert run("fit", "data.csv", *TINY, "--out", "r")[0] == 0
+    (here / "next.csv").write_text("precious")
+    for command in ("forecast", "evaluate"):
+        code, _, err = run(command, "r", "data.csv", "--out", "next.csv")
+        assert code == 2
+        assert "next.csv exists already" in err
+    code, _, err = run("fit", "data.csv", *TINY, "--out", "r")
+    assert code == 2
+    assert (here / "next.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize("command", ["fit", "demo", "forecast", "evaluate"])
+def test_help_teaches(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "--out" in out
+    if command == "fit":
+        for word in ("--context", "--guide", "--alpha", "--learning-rate", "--latent-dim", "--twin", "--recipe"):
+            assert word in out

@@ -1,0 +1,236 @@
+"""Training: exact posteriors, seeds, isolation, the best epoch kept, plain functions."""
+
+import math
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import CONTEXT, GUIDES, HORIZON, make_model, make_panel
+from torch import nn
+
+from eve_pyro.data import make_windows
+from eve_pyro.infer.fit import Training, fit
+from eve_pyro.infer.forecast import forecast
+from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.scores import evaluate
+
+QUICK = Training(epochs=2, batch_size=64, progress=False)
+
+
+def pair(seed=0, guide="future_aware", **options):
+    torch.manual_seed(seed)
+    model = make_model(**options)
+    return model, GUIDES[guide](model)
+
+
+def weights(model, guide):
+    return torch.cat([p.detach().flatten() for module in (model, guide) for p in module.parameters()])
+
+
+class LinearGaussian(nn.Module):
+    """y = W z + noise, z ~ N(0, I): everything known."""
+
+    def __init__(self, loadings, noise):
+        super().__init__()
+        self.register_buffer("loadings", loadings)
+        self.noise = noise
+
+    def forward(self, context, future=None):
+        with pyro.plate("windows", len(context), dim=-2):
+            with pyro.plate("units", self.loadings.shape[1], dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            likelihood = dist.Normal((z @ self.loadings.mT).unsqueeze(-2), self.noise).to_event(1)
+            pyro.sample("y", likelihood, obs=None if future is None else future.unsqueeze(-2))
+
+
+class LinearGuide(nn.Module):
+    def __init__(self, horizon, units):
+        super().__init__()
+        self.loc = nn.Linear(horizon, units)
+        self.log_scale = nn.Parameter(torch.zeros(units))
+
+    def forward(self, context, future=None):
+        if future is None:
+            return
+        with pyro.plate("windows", len(context), dim=-2), pyro.plate("units", len(self.log_scale), dim=-1):
+            pyro.sample("z", dist.Normal(self.loc(future), self.log_scale.exp()))
+
+
+def test_the_fitted_posterior_of_a_conjugate_model_is_the_exact_one():
+    """Orthogonal loadings make the exact posterior mean-field."""
+    noise = 0.5
+    loadings = torch.linalg.qr(torch.randn(HORIZON, 3)).Q * torch.tensor([2.0, 1.0, 0.5])
+    windows = make_windows(make_panel(400), CONTEXT, HORIZON)
+    model, guide = LinearGaussian(loadings, noise), LinearGuide(HORIZON, 3)
+    fit(model, guide, windows, LocalELBO(), Training(80, 64, 0.05, monitor="last", progress=False))
+    covariance = torch.linalg.inv(torch.eye(3) + loadings.mT @ loadings / noise**2)
+    gain = covariance @ loadings.mT / noise**2
+    torch.testing.assert_close(guide.log_scale.exp(), covariance.diagonal().sqrt(), rtol=0.02, atol=0)
+    torch.testing.assert_close(guide.loc.weight, gain, atol=0.02, rtol=0)
+    future = windows.test[:50].future
+    torch.testing.assert_close(guide.loc(future), future @ gain.mT, atol=0.05, rtol=0)
+
+
+def test_a_seed_repeats_and_another_differs(windows):
+    runs = []
+    for seed in (0, 0, 1):
+        model, guide = pair()
+        fit(
+            model, guide, windows, LocalELBO("predictive"), Training(epochs=2, batch_size=64, seed=seed, progress=False)
+        )
+        runs.append(weights(model, guide))
+    assert (runs[0] == runs[1]).all()
+    assert not (runs[0] == runs[2]).all()
+
+
+def test_two_forecasters_in_one_process_are_as_trained_alone(windows):
+    """Trained after another of the same class, under the same names, a pair ends with the weights it has alone."""
+    alone = []
+    for seed in (1, 2):
+        model, guide = pair(seed)
+        fit(model, guide, windows, training=QUICK)
+        alone.append(weights(model, guide))
+    first, second = pair(1), pair(2)
+    fit(*first, windows, training=QUICK)
+    before = weights(*first)
+    fit(*second, windows, training=QUICK)
+    assert (weights(*first) == before).all()
+    assert (weights(*first) == alone[0]).all()
+    assert (weights(*second) == alone[1]).all()
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_training_leaves_the_global_random_state_alone(windows):
+    model, guide = pair()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(model, guide, windows, training=QUICK)
+    evaluate(model, guide, windows.test, num_draws=4)
+    assert (torch.rand(3) == expected).all()
+
+
+def test_the_best_epoch_is_kept_and_the_history_written(windows, tmp_path):
+    model, guide = pair()
+    training = Training(epochs=4, batch_size=64, learning_rate=0.02, progress=False)
+    result = fit(model, guide, windows, LocalELBO("predictive"), training, log_dir=tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert list(history["epoch"]) == [0, 1, 2, 3]
+    assert result.best_epoch == history["val_crps"].idxmin()
+    assert {"train_loss", "train_kl", "val_loss", "val_kl", "val_log_likelihood", "val_predictive"} <= set(history)
+    kept = evaluate(model, guide, windows.validation)["crps"]
+    assert kept == pytest.approx(history["val_crps"].min(), rel=1e-4)
+    assert list(tmp_path.glob("tensorboard/events*"))
+    assert not model.training
+
+
+def test_losses_are_a_value_and_their_terms_add_up(windows):
+    model, guide = pair()
+    history = fit(model, guide, windows, LocalELBO(beta=0.5), QUICK).history
+    expected = -history["val_log_likelihood"] + 0.5 * history["val_kl"] / HORIZON
+    assert history["val_loss"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-4)
+
+
+def test_training_stops_early_without_progress(windows):
+    model, guide = pair()
+    training = Training(epochs=30, batch_size=64, learning_rate=1e-9, patience=2, monitor="loss", progress=False)
+    result = fit(model, guide, windows, LocalELBO(beta=0.0), training)
+    assert len(result.history) < 30
+    assert result.stopped == "no better val_loss in 2 epochs"
+
+
+class Exploding(nn.Module):
+    """Breaks after a number of calls."""
+
+    def __init__(self, model, calls):
+        super().__init__()
+        self.inner, self.calls = model, calls
+
+    def forward(self, context, future=None):
+        self.calls -= self.training
+        return self.inner(context * (math.nan if self.calls < 0 else 1.0), future)
+
+
+def test_a_loss_that_breaks_keeps_the_best_epoch(windows):
+    steps = len(windows.train) // 64
+    model, guide = pair()
+    broken = Exploding(model, 2 * steps + 1)
+    result = fit(broken, guide, windows, training=Training(epochs=5, batch_size=64, progress=False))
+    assert f"not finite at step {2 * steps + 1}" in result.stopped
+    assert torch.isfinite(weights(model, guide)).all()
+    assert result.best_epoch in (0, 1)
+    assert math.isfinite(evaluate(model, guide, windows.test, 4)["crps"])
+
+
+def test_a_loss_that_is_broken_from_the_start_is_an_error(windows):
+    model, guide = pair()
+    with pytest.raises(ValueError, match="not finite at step 0"):
+        fit(Exploding(model, 0), guide, windows, training=QUICK)
+
+
+def plain_pair(units=3):
+    head, encode = nn.Linear(CONTEXT + units, HORIZON), nn.Linear(CONTEXT + HORIZON, 2 * units)
+
+    def model(context, future=None):
+        pyro.module("head", head)
+        noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("windows", len(context), dim=-2):
+            with pyro.plate("units", units, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            past = context[:, 0].expand(*z.shape[:-1], -1)
+            loc = head(torch.cat([past, z], -1)).unsqueeze(-2)
+            pyro.sample("y", dist.Normal(loc, noise).to_event(1), obs=None if future is None else future.unsqueeze(-2))
+
+    def guide(context, future=None):
+        if future is None:
+            return
+        pyro.module("encode", encode)
+        loc, log_scale = encode(torch.cat([context[:, 0], future], -1)).chunk(2, -1)
+        with pyro.plate("windows", len(context), dim=-2), pyro.plate("units", units, dim=-1):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("objective", ["elbo", "mixture", "predictive"])
+def test_plain_functions_train_and_forecast(windows, objective):
+    model, guide = plain_pair()
+    training = Training(epochs=5, batch_size=32, learning_rate=0.01, progress=False)
+    result = fit(model, guide, windows, LocalELBO(objective, num_particles=2), training)
+    assert result.history["val_crps"].iloc[-1] < 0.6 * 0.6  # the noiseless season has a deviation of 1 when scaled
+    assert float(pyro.param("noise").detach()) < 0.95
+    prediction = forecast(model, guide, windows.test, num_draws=20)
+    assert prediction.paths.shape == (20, len(windows.test), HORIZON)
+    scores = evaluate(model, guide, windows.test, num_draws=20)
+    assert all(math.isfinite(value) for value in scores.values())
+    assert scores["joint_log_score_draws"] == 20
+
+
+def test_the_best_epoch_of_plain_functions_is_restored_too(windows):
+    model, guide = plain_pair()
+    training = Training(epochs=6, batch_size=32, learning_rate=0.3, progress=False)
+    result = fit(model, guide, windows, LocalELBO(), training)
+    kept = evaluate(model, guide, windows.validation, num_draws=16)["crps"]
+    assert kept == pytest.approx(result.history["val_crps"].min(), rel=0.1)
+
+
+def test_a_program_without_parameters_is_refused(windows):
+    def nothing(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2):
+            y = None if future is None else future.unsqueeze(-2)
+            pyro.sample("y", dist.Normal(torch.zeros(HORIZON), 1.0).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match="found no parameters to train"):
+        fit(nothing, lambda context, future=None: None, windows, training=QUICK)
+
+
+def test_functions_that_clash_in_the_store_are_refused(windows):
+    """pyro.module gives the stored parameters precedence but does not put them into a second module of that name."""
+    fit(*plain_pair(), windows, training=QUICK)
+    second = plain_pair()
+    with pytest.raises(ValueError, match=r"does not reach '(head|encode)\$\$\$weight'.*clear_param_store"):
+        fit(*second, windows, training=QUICK)
+    pyro.clear_param_store()
+    fit(*second, windows, training=QUICK)
