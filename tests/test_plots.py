@@ -29,7 +29,7 @@ def test_the_fan_chart_draws_truth_median_and_bands(windows, tmp_path):
     np.testing.assert_allclose(drawn["median"], result.quantiles[3, 1])
     np.testing.assert_allclose(drawn["twin, 90 %"], twin.quantiles[0, 1])
     assert len(drawn["context"]) == HORIZON
-    assert figure.axes[1].get_title() == "s1, from 28 Aug 2024"
+    assert figure.axes[1].get_title() == "s1, from 02 Sep 2024"
     figure.savefig(tmp_path / "fan.png")
 
 
