@@ -3,6 +3,8 @@
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from conftest import CONTEXT, GUIDES, HORIZON, make_model, shaken
@@ -13,7 +15,7 @@ from eve_pyro.data import latest_windows
 from eve_pyro.guides import FutureAware
 from eve_pyro.infer.forecast import forecast, truth
 from eve_pyro.infer.predictive import predict, quantile
-from eve_pyro.infer.scores import KEYS, evaluate, window_scores
+from eve_pyro.infer.scores import KEYS, evaluate, importance_log_weights, window_scores
 
 
 def pair(guide="future_aware", **options):
@@ -99,10 +101,62 @@ def test_joint_log_score_by_importance_sampling_meets_the_exact_one(windows):
     assert scores["joint_log_score"] == pytest.approx(float(-exact.mean() / HORIZON), abs=5 * error)
 
 
-def test_importance_sampling_agrees_with_the_factor_readouts_closed_form(windows):
-    from eve_pyro.infer.scores import importance_log_weights
+def hierarchy(observed=True, scale=1.0, at_forecast=True):
+    """b ~ N(a, 0.1^2), a ~ N(0, 1), y = b + noise: y is normal with variance 1 + 1.01 where it is shared."""
 
+    def program(context, future=None):
+        if future is None and not at_forecast:
+            return
+        with pyro.plate("windows", len(context), dim=-2):
+            with pyro.plate("units", 1, dim=-1):
+                b = pyro.sample("b", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 0.1))
+            if observed:
+                y = None if future is None else future.unsqueeze(-2)
+                with pyro.poutine.scale(scale=scale):
+                    pyro.sample("y", dist.Normal(b[..., None].expand(*b.shape, HORIZON), 1.0).to_event(1), obs=y)
+
+    return program
+
+
+@pytest.mark.parametrize("at_forecast", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_the_joint_score_of_a_hierarchy_of_units(windows, at_forecast, scale):
+    """Sites that depend on each other keep their parents' draws, and a scaled likelihood is scored unscaled."""
+    context, future = windows.test[:30]
+    model, guide = hierarchy(scale=scale), hierarchy(observed=False, at_forecast=at_forecast)
+    with torch.no_grad():
+        weights = importance_log_weights(model, guide, context, future, 50_000)
+    covariance = torch.eye(HORIZON) + 1.01 * torch.ones(HORIZON, HORIZON)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(HORIZON), covariance).log_prob(future)
+    torch.testing.assert_close(weights.logsumexp(0) - math.log(50_000), exact, atol=0.1, rtol=0)
+
+
+def test_a_point_proposed_for_a_random_unit_is_refused(windows):
+    def guide(context, future=None):
+        if future is not None:
+            with pyro.plate("windows", len(context), dim=-2), pyro.plate("units", 1, dim=-1):
+                pyro.sample("a", dist.Delta(torch.zeros(len(context), 1)))
+                pyro.sample("b", dist.Delta(torch.zeros(len(context), 1)))
+
+    with pytest.raises(ValueError, match="a point for site 'a'"):
+        importance_log_weights(hierarchy(), guide, *windows.test[:3], 5)
+
+
+def test_an_observation_of_another_shape_is_refused():
+    def model(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2), pyro.plate("time", HORIZON, dim=-1):
+            pyro.sample("y", dist.Normal(torch.zeros(len(context), HORIZON), 1.0), obs=future)
+
+    with pytest.raises(ValueError, match=r"site 'y' needs batch \(3, 1\) and event \(horizon,\)"):
+        predict(model, lambda context, future=None: None, torch.randn(3, 1, CONTEXT))
+    with pytest.raises(ValueError, match="no site 'y'"):
+        predict(lambda *a: None, lambda *a: None, torch.randn(3, 1, CONTEXT))
+
+
+def test_importance_sampling_agrees_with_the_factor_readouts_closed_form(windows):
     model = pair()[0]
+    with torch.no_grad():
+        model.readout.loadings.mul_(0.3)
     guide = FutureAware(model)  # untrained: it proposes from the prior
     context = windows.test[:20].context
     future = predict(model, guide, context, 1).paths[0]

@@ -112,7 +112,7 @@ def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, not {num_draws}")
     model_trace, guide_trace = forecast_trace(model, guide, context)
-    fn: Any = model_trace.nodes[OBSERVED]["fn"]
+    fn: Any = _observation(model_trace, context.shape[0])
     latents = forecast_latents(model_trace, guide_trace)
     whole, single = joint(fn, latents), marginal(fn, latents)
     if whole is not None and single is not None:
@@ -127,6 +127,19 @@ def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -
 
 def _all_points(latents: Mapping[str, TorchDistribution]) -> bool:
     return all(isinstance(fn, dist.Delta) for fn in latents.values())
+
+
+def _observation(model_trace: Trace, num_windows: int) -> TorchDistribution:
+    """Return the likelihood of ``y``; ValueError unless its batch is (B, 1) and its event (H,)."""
+    if OBSERVED not in model_trace.nodes:
+        raise ValueError(f"the model samples no site {OBSERVED!r} to forecast")
+    fn: Any = model_trace.nodes[OBSERVED]["fn"]
+    if fn.batch_shape != (num_windows, 1) or len(fn.event_shape) != 1:
+        raise ValueError(
+            f"site {OBSERVED!r} needs batch ({num_windows}, 1) and event (horizon,), not {tuple(fn.batch_shape)} and "
+            f"{tuple(fn.event_shape)}: sample it in the windows plate, with .to_event(1) and obs=future.unsqueeze(-2)"
+        )
+    return fn
 
 
 def _components(fn: TorchDistribution, num_windows: int) -> TorchDistribution | None:
