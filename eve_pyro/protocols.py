@@ -98,6 +98,25 @@ class Amortizable(Protocol):
         """Return the encoded context (B, T, F) and, given ``future``, its surprise (B, H) in the model's own terms."""
 
 
+class UnitRows(NamedTuple):
+    """The parameters of one layer's posterior, units first, as views: changing them in place changes the guide.
+
+    Scaling the rows of ``loc`` (N, ...) by c scales the unit's displacement from its prior by c. ``log_scale`` (N, ...)
+    is the parameter of its scale, or None where there is none of its own.
+    """
+
+    loc: tuple[Tensor, ...]
+    log_scale: Tensor | None
+
+
+@runtime_checkable
+class Steerable(Protocol):
+    """A guide whose units can be steered while they train."""
+
+    def unit_rows(self) -> Mapping[str, UnitRows]:
+        """Return the rows of every site."""
+
+
 @runtime_checkable
 class Integrable(Protocol):
     """A likelihood p(y | z) that can integrate its latents out in closed form.

@@ -4,7 +4,7 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from eve_pyro.protocols import WINDOWS, Amortizable
+from eve_pyro.protocols import WINDOWS, Amortizable, UnitRows
 
 
 class AmortizedGuide(nn.Module):
@@ -35,6 +35,13 @@ class AmortizedGuide(nn.Module):
             pyro.plate(f"{layer.name}.units", layer.num_units, dim=-1),
         ):
             return pyro.sample(layer.site, posterior)
+
+    def _rows(self, loc: nn.Linear, log_scale: Tensor | None) -> dict[str, UnitRows]:
+        """Return the rows of a linear ``loc`` and of a parameter of N K scales, units first."""
+        shape = (self.model.layer.num_units, -1)
+        weight, bias = loc.weight.data, loc.bias.data
+        scale = None if log_scale is None else log_scale.data.view(shape)
+        return {self.model.layer.site: UnitRows((weight.view(*shape, weight.shape[1]), bias.view(shape)), scale)}
 
     def _by_unit(self, flat: Tensor) -> Tensor:
         """Reshape (B, T, N K) to (B, N, T, K)."""

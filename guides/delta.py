@@ -5,7 +5,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from eve_pyro.guides.base import AmortizedGuide
-from eve_pyro.protocols import Amortizable
+from eve_pyro.protocols import Amortizable, UnitRows
 
 
 class PointGuide(AmortizedGuide):
@@ -23,3 +23,7 @@ class PointGuide(AmortizedGuide):
         """Return batch (B, N), event (T, K)."""
         state, _ = self.model.evidence(context)
         return dist.Delta(self._by_unit(self.loc(state)), event_dim=2)
+
+    def unit_rows(self) -> dict[str, UnitRows]:
+        """Return loc's rows; a point has no scale."""
+        return self._rows(self.loc, None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eve_pyro.guides.base import AmortizedGuide
 from eve_pyro.priors import normal
-from eve_pyro.protocols import Amortizable
+from eve_pyro.protocols import Amortizable, UnitRows
 
 GuideScale = Literal["scalar", "unit", "input"]
 
@@ -38,6 +38,10 @@ class ContextMeanField(AmortizedGuide):
         loc = self.loc(state)
         log_scale = self.log_scale if self.scale_slope is None else self.log_scale + self.scale_slope(state)
         return normal(self._by_unit(loc), self._by_unit(log_scale.expand_as(loc)))
+
+    def unit_rows(self) -> dict[str, UnitRows]:
+        """Return loc's rows; they are the displacement where the prior's location is 0."""
+        return self._rows(self.loc, None if self.log_scale.numel() == 1 else self.log_scale)
 
 
 class FutureAware(AmortizedGuide):
@@ -68,3 +72,7 @@ class FutureAware(AmortizedGuide):
         loc = prior.mean + prior.stddev * self._by_unit(self.loc(hidden))
         scale = prior.stddev * self._by_unit(self.log_scale(hidden)).clamp(-6.0, 2.0).exp()
         return dist.Normal(loc, scale, validate_args=False).to_event(2)
+
+    def unit_rows(self) -> dict[str, UnitRows]:
+        """Return the rows of the displacement, and the intercept of the scale."""
+        return self._rows(self.loc, self.log_scale.bias)

@@ -1,0 +1,32 @@
+"""How to steer the units, as options: light to import, shown by the command line as they stand here."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from eve_pyro.infer.training import option
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A regime and its constants; the defaults are the paper's (arXiv 2602.18250), ``lambda_band`` in nats a window."""
+
+    regime: Literal["off", "penalty", "projection", "homeostasis"] = option(
+        "off", "off: plain ELBO; penalty: a hinge on energies; projection, homeostasis: move the guide's rows too."
+    )
+    target: Annotated[float, Gt(0)] = option(0.03, "Target energy of a unit, in squared prior deviations.")
+    bands: Literal["homogeneous", "heterogeneous"] = option(
+        "homogeneous", "One band for all units, or log-spaced ones."
+    )
+    spread: Annotated[float, Ge(1)] = option(
+        8.0, "Heterogeneous bands: targets from target / spread to target * spread."
+    )
+    lambda_band: Annotated[float, Ge(0)] = option(1.0, "Weight of the band penalty, in nats a window.")
+    eta: Annotated[float, Gt(0)] = option(0.15, "Strength of the homeostat.")
+    thermostat: bool = option(False, "Give every unit a beta that holds its KL within [c-min, c-max].")
+    c_min: Annotated[float, Ge(0)] = option(0.05, "Thermostat: lowest KL of a unit, in nats a window.")
+    c_max: Annotated[float, Ge(0)] = option(0.30, "Thermostat: highest KL of a unit, in nats a window.")
+    calibrate: bool = option(False, "Let the bands follow where the units live.")
+    warmup: Annotated[int, Ge(0)] = option(64, "Steps before anything acts.")
+    ramp: Annotated[int, Ge(0)] = option(96, "Steps over which the band penalty grows to its weight.")
