@@ -77,9 +77,11 @@ def forecast(
     levels: Annotated[
         str, typer.Option(help="Levels of the quantiles, in (0, 1), separated by commas.")
     ] = "0.05,0.1,0.5,0.9,0.95",
-    paths: Annotated[int, typer.Option(help="Write this many joint paths instead of quantiles.", min=0)] = 0,
-    draws: Annotated[int, typer.Option(help="Draws behind quantiles without a closed form.", min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+    paths: Annotated[
+        int, typer.Option(help="Write this many joint paths instead of quantiles.", min=0, max=10_000)
+    ] = 0,
+    draws: Annotated[int, typer.Option(help="Draws behind quantiles without a closed form.", min=1, max=10_000)] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Forecast what comes after the end of DATA with a trained run.
 
@@ -90,8 +92,7 @@ def forecast(
 
     wanted = _levels(levels)
     loaded, panel = _load(run), _panel(data)
-    if out.exists():
-        raise ValueError(f"{out} exists already: choose another --out, or move it away")
+    _check_free(out)
     options = loaded.config.data
     windows = latest_windows(panel, options.context_length, options.horizon, loaded.scaler)
     result = draw(loaded.eve.model, loaded.eve.guide, windows, paths or draws, wanted, seed=seed)
@@ -109,7 +110,7 @@ def evaluate(
     run: RunFolder,
     data: Data,
     out: Annotated[Path | None, typer.Option(help="Also write the scores to this JSON file.")] = None,
-    draws: Annotated[int, typer.Option(help="Joint paths a window.", min=2)] = 100,
+    draws: Annotated[int, typer.Option(help="Joint paths a window.", min=2, max=1000)] = 100,
 ) -> None:
     """Score a trained run, its twin and the naive forecasts on the test windows of DATA.
 
@@ -120,8 +121,8 @@ def evaluate(
     from eve_pyro.runs import write_json
 
     loaded, panel = _load(run), _panel(data)
-    if out is not None and out.exists():
-        raise ValueError(f"{out} exists already: choose another --out, or move it away")
+    if out is not None:
+        _check_free(out)
     test = _test_windows(loaded, panel)
     pairs = {"eve": loaded.eve} | ({"twin": loaded.twin} if loaded.twin else {})
     scores: dict[str, Any] = {
@@ -142,9 +143,9 @@ def main() -> None:
         _complain(str(error))
     except UsageError as error:  # type: ignore[misc]
         _complain(f"{error.format_message().rstrip('.')} (see eve-pyro --help)")
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except OSError as error:
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
 
 
@@ -195,13 +196,20 @@ def _test_windows(run: "Run", panel: "Panel") -> "Windows":
     return make_windows(panel, data.context_length, data.horizon, split_of(run.config), run.scaler).test
 
 
+def _check_free(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out, or move it away")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+
+
 def _levels(text: str) -> list[float]:
     try:
         levels = [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--levels takes numbers separated by commas, such as 0.1,0.5,0.9, not {text!r}") from None
-    if not all(0 < level < 1 for level in levels):
-        raise ValueError(f"--levels lie between 0 and 1, not {text!r}")
+    if not all(0 < level < 1 for level in levels) or len(set(levels)) < len(levels):
+        raise ValueError(f"--levels lie between 0 and 1, each named once, not {text!r}")
     return levels
 
 

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval, Lt
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from eve_pyro.infer.training import Training, option
 
@@ -31,18 +31,18 @@ class DataOptions:
 class ModelOptions:
     """The neurons, what feeds them and what reads them."""
 
-    units: Annotated[int, Ge(1)] = option(64, "Neurons in the layer.")
-    latent_dim: Annotated[int, Ge(1)] = option(1, "Latent dimensions K of each neuron.")
+    units: Annotated[int, Ge(1), Le(65536)] = option(64, "Neurons in the layer.")
+    latent_dim: Annotated[int, Ge(1), Le(1024)] = option(1, "Latent dimensions K of each neuron.")
     pooling: Literal["mean", "sum", "sqrt"] = option("sqrt", "How a neuron's K dimensions become its activity.")
     prior: Literal["standard", "learned", "contextual"] = option("standard", "Prior of each neuron.")
     readout: Literal["factor", "normal", "student_t"] = option(
         "factor", "factor: exact marginals, dependence by the units; normal, student_t: decoded from the units alone."
     )
     head_scale: Literal["read", "global"] = option("read", "Scale of a decoded head: read from z, or one a step.")
-    hidden: Annotated[int, Ge(1)] = option(256, "Hidden width of encoder, decoder and guide.")
-    features: Annotated[int, Ge(1)] = option(512, "Linear features of the encoder.")
+    hidden: Annotated[int, Ge(1), Le(65536)] = option(256, "Hidden width of encoder, decoder and guide.")
+    features: Annotated[int, Ge(1), Le(65536)] = option(512, "Linear features of the encoder.")
     dropout: Annotated[float, Ge(0), Lt(1)] = option(0.05, "Dropout of the encoder's nonlinear branch.")
-    floor: Annotated[float, Gt(0)] = option(0.2, "Floor of a context's deviation in instance normalisation.")
+    floor: Annotated[float, Gt(0), Le(100)] = option(0.2, "Floor of a context's deviation in instance normalisation.")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class ObjectiveOptions:
 
     objective: Literal["elbo", "mixture", "predictive"] = option("predictive", "Likelihood term of the local ELBO.")
     alpha: Annotated[float, Interval(ge=0, le=1)] = option(0.5, "Weight of the ELBO beside the predictive term.")
-    beta: Annotated[float, Ge(0)] = option(1.0, "Price of a nat of KL, for every unit.")
-    num_particles: Annotated[int, Ge(1)] = option(1, "Draws of the units inside the ELBO.")
+    beta: Annotated[float, Ge(0), Le(1e6)] = option(1.0, "Price of a nat of KL, for every unit.")
+    num_particles: Annotated[int, Ge(1), Le(4096)] = option(1, "Draws of the units inside the ELBO.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def check(tree: dict[str, Any]) -> Config:
     if version != VERSION:
         raise ValueError(f"this configuration is of version {version}, the library reads version {VERSION}")
     for section, kind in SECTIONS.items():
+        if not isinstance(tree.get(section, {}), dict):
+            raise ValueError(f"[{section}] is a section of options, not {tree[section]!r}")
         unknown = set(tree.get(section, {})) - {item.name for item in fields(kind)}
         if unknown:
             raise ValueError(f"unknown option {sorted(unknown)[0]!r} in [{section}]")
@@ -151,5 +153,7 @@ def from_toml(path: Path) -> Config:
         return check(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"no configuration at {path}") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no valid TOML: {error}") from None

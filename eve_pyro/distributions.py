@@ -82,7 +82,7 @@ class FactorNormal(TorchDistribution):
         """Variance given the activity, (..., B, 1, H)."""
         return self.conditional.variance
 
-    def marginal(self, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+    def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return the normals p(y_h) with independent normal units integrated out: batch (B, 1), event (H,)."""
         moments = self._activity_moments(latents)
         if moments is None:
@@ -92,7 +92,7 @@ class FactorNormal(TorchDistribution):
         spread = (self.gain.square() * variance) @ self.loadings.square().mT
         return dist.Normal(self.loc + self.scale * shift, self.scale * self.noise * (1 + spread).sqrt()).to_event(1)
 
-    def joint(self, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+    def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return the normal p(y) with independent normal units integrated out: batch (B, 1), event (H,)."""
         moments = self._activity_moments(latents)
         if moments is None:
@@ -105,7 +105,7 @@ class FactorNormal(TorchDistribution):
             self.loc + self.scale * shift, noise[..., None] * spread, noise.square(), validate_args=False
         )
 
-    def _activity_moments(self, latents: Mapping[str, TorchDistribution]) -> tuple[Tensor, Tensor] | None:
+    def _activity_moments(self, latents: Mapping[str, TorchDistribution | None]) -> tuple[Tensor, Tensor] | None:
         """Mean and variance of the pooled activity, each (B, 1, N), where the units are independent normals."""
         fn = latents.get(self.site)
         base = fn.base_dist if isinstance(fn, dist.Independent) else fn

@@ -1,5 +1,6 @@
 """One experiment, end to end: train EVE and its twin side by side, score, forecast, draw, write the run folder."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from eve_pyro.config import Config
 from eve_pyro.data import Panel, Windows, latest_windows, make_windows
 from eve_pyro.infer.fit import Fit, fit
 from eve_pyro.infer.forecast import Forecast, forecast
+from eve_pyro.infer.programs import check_accelerator
 from eve_pyro.infer.scores import evaluate
 from eve_pyro.infer.units import unit_table
 from eve_pyro.naive import naive_scores
@@ -30,24 +32,23 @@ def run_experiment(panel: Panel, config: Config, folder: Path, twin: bool, say: 
     """
     data, progress = config.data, config.training.progress
     windows = make_windows(panel, data.context_length, data.horizon, split_of(config))
+    check_accelerator(config.training.accelerator)
+    pairs = {"eve": build(config)} | ({"twin": build(config, twin=True)} if twin else {})
     folder = claim_folder(folder)
     say(
         f"{len(panel)} series, windows of {data.context_length} + {data.horizon} steps: {len(windows.train)} for "
         f"training, {len(windows.validation)} for validation, {len(windows.test)} for testing"
     )
-    pairs = {"eve": build(config)} | ({"twin": build(config, twin=True)} if twin else {})
     fits: dict[str, Fit] = {}
     seconds: dict[str, float] = {}
     scores: Scores = {}
     for name, pair in pairs.items():
-        fits[name] = fit(
-            pair.model,
-            pair.guide,
-            windows,
-            pair.elbo,
-            config.training,
-            log_dir=folder if name == "eve" else folder / TWIN,
-        )
+        logs = folder if name == "eve" else folder / TWIN
+        try:
+            fits[name] = fit(pair.model, pair.guide, windows, pair.elbo, config.training, log_dir=logs)
+        except ValueError:  # nothing was learned: leave nothing behind
+            shutil.rmtree(folder)
+            raise
         seconds[f"train_{name}"] = round(fits[name].seconds, 2)
         done = fits[name]
         say(f"{name}: trained in {done.seconds:.0f} s, epoch {done.best_epoch + 1} kept ({done.stopped})")

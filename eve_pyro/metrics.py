@@ -31,7 +31,7 @@ def crps(draws: Tensor, truth: Tensor) -> Tensor:
     if count == 1:
         return error
     rank = 2 * torch.arange(1, count + 1, device=draws.device, dtype=draws.dtype) - count - 1
-    ordered = draws.sort(0).values
+    ordered = (draws - draws.mean(0)).sort(0).values  # the ranks sum to zero: the mean cancels, but not its rounding
     return error - torch.tensordot(rank, ordered, dims=1) / (count * (count - 1))
 
 
@@ -68,7 +68,8 @@ def energy_score(paths: Tensor, truth: Tensor) -> Tensor:
     count, horizon = paths.shape[0], truth.shape[-1]
     error = (paths - truth).norm(dim=-1).mean(0)
     if count > 1:
-        flat = paths.flatten(1, -2).transpose(0, 1) if paths.ndim > 2 else paths[None]  # (B, S, H)
+        centred = paths - paths.mean(0)  # distances by matrix products lose their digits far from zero
+        flat = centred.flatten(1, -2).transpose(0, 1) if paths.ndim > 2 else centred[None]  # (B, S, H)
         spread = torch.cdist(flat, flat).sum((-1, -2)) / (count * (count - 1))
         error = error - 0.5 * spread.reshape(error.shape)
     return error / math.sqrt(horizon)

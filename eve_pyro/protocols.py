@@ -60,13 +60,6 @@ class Readout(Protocol):
         """Return the likelihood of the (normalised) future."""
 
 
-class Metric(Protocol):
-    """A pure function of predictions (draws first) and truth."""
-
-    def __call__(self, prediction: Tensor, truth: Tensor, /) -> Tensor:
-        """Return the score, the draw axis reduced."""
-
-
 class Layer(Protocol):
     """What readouts and guides may know of a layer of units."""
 
@@ -126,8 +119,8 @@ class Integrable(Protocol):
 
     conditional: TorchDistribution
 
-    def marginal(self, latents: Mapping[str, TorchDistribution], /) -> TorchDistribution | None:
+    def marginal(self, latents: Mapping[str, TorchDistribution | None], /) -> TorchDistribution | None:
         """Return p(y_h) under ``latents`` as independent values, or None where there is no closed form."""
 
-    def joint(self, latents: Mapping[str, TorchDistribution], /) -> TorchDistribution | None:
+    def joint(self, latents: Mapping[str, TorchDistribution | None], /) -> TorchDistribution | None:
         """Return p(y) under ``latents``, dependence included, or None where there is no closed form."""

@@ -67,7 +67,8 @@ def load_run(folder: str | Path) -> Run:
     config = from_toml(folder / CONFIG)
     try:
         scaler = Scaler(**json.loads((folder / SCALER).read_text(encoding="utf-8")))
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+        scaler.check()
+    except (OSError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"cannot read {folder / SCALER}: {error}") from None
     eve = _load_weights(folder / WEIGHTS, build(config))
     path = folder / TWIN / WEIGHTS

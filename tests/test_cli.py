@@ -119,6 +119,22 @@ BAD_CALLS = [
     (("forecast", "gone", "data.csv", "--levels", "a"), "--levels takes numbers"),
     (("evaluate", "gone", "data.csv"), "gone holds no run"),
     (("train",), "No such command 'train'"),
+    (("fit", "data.csv", "--learning-rate", "inf"), "option training.learning_rate = inf"),
+    (("fit", "data.csv", "--units", "9000000000000"), "option model.units = 9000000000000"),
+    (("fit", "data.csv", "--seed", "99999999999999999999"), "option training.seed"),
+    (("fit", "data.csv", "--beta", "nan"), "option objective.beta = nan"),
+    (("fit", "data.csv", "--recipe", "folder.toml"), "cannot read folder.toml"),
+    (("fit", "data.csv", "--recipe", "odd.toml"), "[data] is a section of options, not 3"),
+    (
+        (
+            "fit",
+            "taken",
+        ),
+        "taken is a folder",
+    ),
+    (("evaluate", "gone", "data.csv", "--out", "no/s.json"), "gone holds no run"),
+    (("forecast", "gone", "data.csv", "--levels", "0.5,0.5"), "each named once"),
+    (("forecast", "gone", "data.csv", "--paths", "99999999999"), "Invalid value for '--paths'"),
 ]
 
 
@@ -126,6 +142,8 @@ BAD_CALLS = [
 def test_what_is_wrong_is_one_line_and_nothing_is_written(here, run, call, message):
     (here / "taken").mkdir()
     (here / "taken" / "mine.txt").write_text("precious")
+    (here / "folder.toml").mkdir()
+    (here / "odd.toml").write_text("data = 3")
     before = _files(here)
     code, _, err = run(*call)
     assert code == 2
@@ -144,6 +162,10 @@ BAD_DATA = {
     "as a date": lambda f: f.assign(date="yesterday"),
     "is constant": lambda f: f.assign(s0=1.0),
     "at least one series": lambda f: f[["date"]],
+    "too large to scale": lambda f: f.assign(s0=f.s0.where(f.index != 5, 1e300)),
+    "column 's0' occurs twice": lambda f: f.rename(columns={"s1": "s0"}),
+    "mixes time zones": lambda f: f.assign(date=[f"{d:%F}T00:00{'Z' if i else ''}" for i, d in enumerate(f.date)]),
+    "missing: y": lambda f: f.rename(columns={"date": "ds", "s0": "unique_id"}),
 }
 
 

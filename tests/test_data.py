@@ -92,6 +92,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content):
         Panel.from_file(tmp_path / name)
 
 
+def test_dates_whose_order_would_be_a_guess_are_refused():
+    frame = wide(4).assign(date=["01/01/2024", "01/02/2024", "01/03/2024", "01/04/2024"])
+    with pytest.raises(ValueError, match="row 0: cannot read '01/01/2024' as a date; write 2024-01-31"):
+        Panel.from_wide(frame)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("2024-01-01,1\n2024-01-02,2\n", "first row holds data"), ("a;b\n1;2\n", "separated by commas")],
+)
+def test_headers_are_looked_at(tmp_path, content, message):
+    (tmp_path / "file.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Panel.from_file(tmp_path / "file.csv")
+
+
 def test_arrays_take_counting_for_time():
     panel = Panel.from_array(np.arange(8.0))
     assert panel.names == ("series0",)
@@ -107,7 +123,7 @@ def test_splits_by_fraction_and_by_rows():
     assert Split().bounds(7587) == (5310, 6070, 7587)
     assert standard_split("ETTh1").bounds(17420) == (8640, 11520, 14400)
     assert standard_split("ETTm2").bounds(69680) == (34560, 46080, 57600)
-    assert standard_split("exchange_rate") == Split()
+    assert standard_split("exchange_rate") == standard_split("etthouse") == Split()
     with pytest.raises(ValueError, match="needs 60 rows, the series has 50"):
         Split(rows=(20, 20, 20)).bounds(50)
     with pytest.raises(ValueError, match="fractions"):

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import CONTEXT, GUIDES, HORIZON, make_model, shaken
+from pyro.infer.autoguide import AutoNormal, init_to_value
 from scipy import stats
 from test_fit import LinearGaussian, LinearGuide
 
@@ -147,10 +148,42 @@ def test_an_observation_of_another_shape_is_refused():
         with pyro.plate("windows", len(context), dim=-2), pyro.plate("time", HORIZON, dim=-1):
             pyro.sample("y", dist.Normal(torch.zeros(len(context), HORIZON), 1.0), obs=future)
 
-    with pytest.raises(ValueError, match=r"site 'y' needs batch \(3, 1\) and event \(horizon,\)"):
+    with pytest.raises(ValueError, match=r"site 'y' needs batch \(windows, 1\) and event \(horizon,\)"):
         predict(model, lambda context, future=None: None, torch.randn(3, 1, CONTEXT))
     with pytest.raises(ValueError, match="no site 'y'"):
         predict(lambda *a: None, lambda *a: None, torch.randn(3, 1, CONTEXT))
+
+
+def test_an_autoguides_draws_are_no_points(windows):
+    """AutoNormal passes its draws on through Deltas; its forecast is a mixture all the same."""
+
+    def model(context, future=None):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("windows", len(context), dim=-2):
+            y = None if future is None else future.unsqueeze(-2)
+            loc = b[..., None].expand(*b.shape, HORIZON) if b.ndim else b.expand(HORIZON)
+            pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+    guide = AutoNormal(
+        pyro.poutine.block(model, hide=["y"]), init_scale=1.0, init_loc_fn=init_to_value(values={"b": torch.zeros(())})
+    )
+    guide(*windows.test[:2])
+    prediction = predict(model, guide, windows.test[:2].context, 20_000)
+    assert not prediction.exact
+    torch.testing.assert_close(prediction.paths.std(0), torch.full((2, HORIZON), math.sqrt(2.0)), atol=0.05, rtol=0)
+
+
+def test_a_multivariate_likelihood_has_its_marginals_exactly():
+    covariance = torch.eye(HORIZON) + 0.5
+
+    def model(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2):
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(HORIZON), covariance))
+
+    prediction = predict(model, lambda context, future=None: None, torch.randn(3, 1, CONTEXT), 5)
+    assert prediction.exact
+    torch.testing.assert_close(quantile(prediction, 0.5), torch.zeros(3, HORIZON))
+    torch.testing.assert_close(prediction.components.scale[0], torch.full((3, HORIZON), 1.5).sqrt())
 
 
 def test_importance_sampling_agrees_with_the_factor_readouts_closed_form(windows):

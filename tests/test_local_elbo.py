@@ -260,6 +260,90 @@ def test_wrong_options_are_refused(wrong):
         LocalELBO(**wrong)
 
 
+def test_a_beta_for_an_unknown_site_or_below_zero_is_refused():
+    with pytest.raises(ValueError, match="beta names 'w', the latent sites are z"):
+        evaluate(program("z", observed=True), program("z"), beta={"w": torch.ones(UNITS)})
+    for beta in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            evaluate(program("z", observed=True), program("z"), beta=beta)
+
+
+def test_further_plates_are_refused():
+    def grouped(observed):
+        with pyro.plate("groups", 2, dim=-3):
+            program("z", observed=observed)()
+
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="plate 'groups' at dim -3"):
+        evaluate(lambda: grouped(True), lambda: grouped(False))
+
+
+def test_what_is_observed_outside_the_windows_counts_once():
+    def model():
+        pyro.sample("w", dist.Normal(0.0, 1.0), obs=torch.tensor(2.0))
+        pyro.factor("f", torch.tensor(-2.0))
+        program("z", observed=True)()
+
+    torch.manual_seed(7)
+    ours = float(evaluate(model, program("z")).detach())
+    torch.manual_seed(7)
+    theirs = TraceMeanField_ELBO(max_plate_nesting=2).differentiable_loss(model, program("z"))
+    assert ours == pytest.approx(float(theirs.detach()), rel=1e-5)
+
+
+def test_auxiliary_sites_find_the_longest_name_they_serve():
+    model = program("z", "z_a", observed=True)
+    guide = AutoNormal(poutine.block(model, hide=["y"]))
+    guide()
+    torch.manual_seed(3)
+    ours = float(LocalELBO(sample_kl=True).differentiable_loss(model, guide).detach())
+    torch.manual_seed(3)
+    assert ours == pytest.approx(float(Trace_ELBO().differentiable_loss(model, guide).detach()), rel=1e-5)
+
+
+def y_of(loc=0.0, transform=None):
+    def model(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2):
+            y = None if future is None else (transform or (lambda x: x))(future).unsqueeze(-2)
+            pyro.sample("y", dist.Normal(torch.full((HORIZON,), loc), 1.0).to_event(1), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model,
+        lambda model: poutine.scale(model, 0.1),
+        lambda model: poutine.mask(model, torch.tensor([[True], [False], [True], [True]])),
+        lambda model: y_of(transform=torch.exp),
+    ],
+    ids=["plain", "scaled", "masked", "transformed"],
+)
+def test_without_units_the_predictive_term_is_the_elbo(batch, change):
+    model = change(y_of())
+    nothing = lambda context, future=None: None  # noqa: E731
+    elbo = LocalELBO().differentiable_loss(model, nothing, *batch)
+    predictive = LocalELBO("predictive", alpha=0.0).differentiable_loss(model, nothing, *batch)
+    assert float(predictive) == pytest.approx(float(elbo), rel=1e-5)
+
+
+def test_the_predictive_term_never_sees_the_future(batch):
+    def model(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2):
+            with pyro.plate("units", 1, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            y = None if future is None else future.unsqueeze(-2)
+            pyro.sample("y", dist.Normal(z[..., None].expand(*z.shape, HORIZON), 1.0).to_event(1), obs=y)
+
+    def guide(context, future=None):
+        loc = torch.zeros(len(context), 1) if future is None else future.mean(-1, keepdim=True)
+        with pyro.plate("windows", len(context), dim=-2), pyro.plate("units", 1, dim=-1):
+            pyro.sample("z", dist.Delta(loc))
+
+    loss = LocalELBO("predictive", alpha=0.0).differentiable_loss(model, guide, *batch)
+    assert float(loss) == pytest.approx(-float(dist.Normal(0.0, 1.0).log_prob(batch[1]).sum()), rel=1e-5)
+
+
 # --- SVI -------------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +382,9 @@ def test_svi_trains_pyro_modules():
     class Pair(PyroModule):
         def __init__(self, observed):
             super().__init__()
-            self.loc, self.observed = nn.Parameter(torch.zeros(())), observed
+            self.observed = observed
+            if not observed:
+                self.loc = nn.Parameter(torch.zeros(()))
 
         def forward(self):
             with pyro.plate("windows", B, dim=-2):
@@ -312,6 +398,8 @@ def test_svi_trains_pyro_modules():
     for _ in range(5):
         training.step()
     assert float(guide.loc) > 0
+    with pytest.raises(ValueError, match="param store holds another parameter 'loc'"):
+        svi(Pair(observed=True), Pair(observed=False)).step()
 
 
 def test_svi_says_when_it_would_train_nothing(batch):

@@ -68,6 +68,13 @@ def test_energy_score_is_unbiased_and_divided_by_the_root_of_the_horizon(sample)
     torch.testing.assert_close(metrics.energy_score(draws[:, 0], truth[0]), expected[0])
 
 
+def test_scores_keep_their_digits_far_from_zero(sample):
+    draws, truth = (0.05 * each for each in sample)
+    for score in (metrics.energy_score, metrics.crps, metrics.crps_mean):
+        far = score((draws + 1000).float(), (truth + 1000).float())
+        torch.testing.assert_close(far.double(), score(draws, truth), atol=2e-4, rtol=0)
+
+
 def test_energy_score_of_one_step_is_the_crps(sample):
     draws, truth = sample
     torch.testing.assert_close(metrics.energy_score(draws[..., :1], truth[..., :1]), metrics.crps(draws, truth)[..., 0])

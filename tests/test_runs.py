@@ -139,8 +139,8 @@ def test_loading_trains_nothing_and_leaves_the_random_state(run):
     assert (torch.rand(2) == expected).all()
 
 
-def edit(path, old, new):
-    path.write_text(path.read_text().replace(old, new))
+def edit(path, old, new, count=-1):
+    path.write_text(path.read_text().replace(old, new, count))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,8 @@ def edit(path, old, new):
         (lambda f: (f / "weights.safetensors").write_text("junk"), "no safetensors file"),
         (lambda f: (f / "scaler.json").write_text("{"), "cannot read .*scaler.json"),
         (lambda f: (f / "config.toml").unlink(), "holds no run"),
+        (lambda f: (f / "scaler.json").write_text('{"mean": 1, "deviation": 2}'), "cannot read .*scaler.json"),
+        (lambda f: edit(f / "scaler.json", '"s1"', '"s2"', 1), "name different series"),
     ],
 )
 def test_a_run_that_does_not_fit_together_is_refused(run, harm, message):

@@ -51,8 +51,8 @@ def standard_split(name: str) -> Split:
 
     The ETT sets have fixed rows, 12 / 4 / 4 months, the rest of the file unused. Source: Zhou et al., AAAI 2021.
     """
-    if name.lower().startswith("etth"):
+    if name.lower() in ("etth1", "etth2"):
         return Split(rows=ETT_HOURLY)
-    if name.lower().startswith("ettm"):
+    if name.lower() in ("ettm1", "ettm2"):
         return Split(rows=ETT_QUARTER_HOURLY)  # type: ignore[arg-type]
     return Split()

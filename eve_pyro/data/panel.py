@@ -83,12 +83,15 @@ class Panel:
     def from_file(cls, path: str | Path) -> "Panel":
         """Read a CSV or Parquet file, long (columns ``unique_id, ds, y``) or wide (timestamps first)."""
         path = Path(path)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name a CSV or Parquet file")
         if not path.is_file():
             raise ValueError(f"no such file: {path}")
         frame = _read(path)
         if frame.empty:
             raise ValueError(f"{path} holds no rows")
-        build = cls.from_long if set(LONG) <= set(map(str, frame.columns)) else cls.from_wide
+        long = {"unique_id", "ds"} <= set(map(str, frame.columns))
+        build = cls.from_long if long else cls.from_wide
         try:
             return build(frame)
         except ValueError as error:
@@ -130,11 +133,24 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
+        _check_header(path)
         return pd.read_csv(path)
     except ImportError:
         raise ValueError(f"reading {path.name} needs pyarrow: pip install 'eve_pyro[parquet]'") from None
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own parsing errors are of these kinds
         raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+
+
+def _check_header(path: Path) -> None:
+    """Look at a CSV's first row before pandas renames what it finds there."""
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].fillna("").tolist()
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise ValueError(f"column {twice[0]!r} occurs twice")
+    if len(header) < 2:
+        raise ValueError(f"{header[0]!r} is the only column: timestamps and at least one series, separated by commas")
+    if not pd.isna(pd.to_datetime(header[0], errors="coerce", format="ISO8601")):
+        raise ValueError(f"the first row holds data ({header[0]}): add a row with the names of the columns")
 
 
 def _check_not_missing(column: pd.Series, name: str) -> None:
@@ -150,18 +166,16 @@ def _parse_times(column: pd.Series, name: str) -> pd.Index:
         raise ValueError(
             f"column {name!r} should hold timestamps (or whole numbers), not decimals such as {column.iloc[0]}"
         )
-    parsed = pd.to_datetime(column, errors="coerce", format=None if column.empty else _format_of(column))
+    try:
+        parsed = pd.to_datetime(column, errors="coerce", format="ISO8601")  # no guessing at the order of day and month
+    except ValueError:
+        raise ValueError(f"column {name!r} mixes time zones: write all timestamps in one, such as UTC") from None
     if parsed.isna().any():
         row = int(np.flatnonzero(parsed.isna())[0])
         raise ValueError(
-            f"column {name!r}, row {row}: cannot read {column.iloc[row]!r} as a date; write 2024-01-31 00:00"
+            f"column {name!r}, row {row}: cannot read {column.iloc[row]!r} as a date; write 2024-01-31 18:00"
         )
     return pd.DatetimeIndex(parsed)
-
-
-def _format_of(column: pd.Series) -> str | None:
-    """ISO dates of any precision parse at once; other styles are inferred from the first row."""
-    return "ISO8601" if str(column.iloc[0])[:4].isdigit() and "/" not in str(column.iloc[0]) else None
 
 
 def _numbers(column: pd.Series, name: str) -> np.ndarray:

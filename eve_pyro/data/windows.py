@@ -27,12 +27,23 @@ class Scaler:
         mean, deviation = {}, {}
         for name, values in zip(panel.names, panel.values, strict=True):
             rows = values[: split.bounds(len(values)).train]
-            mean[name], deviation[name] = float(rows.mean()), float(rows.std())
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean[name], deviation[name] = float(rows.mean()), float(rows.std())
+            if not np.isfinite(deviation[name]):
+                raise ValueError(f"series {name!r} has values too large to scale (up to {np.abs(rows).max():g})")
             if deviation[name] <= 1e-12 * max(1.0, abs(mean[name])):
                 raise ValueError(
                     f"series {name!r} is constant ({rows[0]:g}) on its {len(rows)} training rows: leave it out"
                 )
         return cls(mean, deviation)
+
+    def check(self) -> None:
+        """Raise ValueError unless every series has a finite mean and a positive deviation."""
+        if self.mean.keys() != self.deviation.keys():
+            raise ValueError("mean and deviation name different series")
+        for name, value in self.deviation.items():
+            if not (value > 0 and np.isfinite(value) and np.isfinite(self.mean[name])):
+                raise ValueError(f"the deviation of series {name!r} must be positive and finite")
 
     def apply(self, panel: Panel) -> list[np.ndarray]:
         """Return each series standardised, float32; ValueError for a series never seen in training."""

@@ -6,7 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from eve_pyro.data import Splits, Windows
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.predictive import predict
-from eve_pyro.infer.programs import StoreParameters, store_parameters
+from eve_pyro.infer.programs import StoreParameters, check_accelerator, store_parameters
 from eve_pyro.infer.scores import marginal_scores
 from eve_pyro.infer.training import Training
 from eve_pyro.protocols import Batch, Guide, Model
@@ -70,9 +70,11 @@ class Task(L.LightningModule):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *batch) / batch.future.numel()
             self._log_terms("val", loss.detach(), batch)
             crps = torch.full_like(loss, math.nan)
-            if torch.isfinite(loss):
-                prediction = predict(self.model, self.guide, batch.context, VALIDATION_DRAWS)
-                crps = marginal_scores(prediction, batch.future)["crps"].mean()
+            # Weights can be lost while the loss is still a number: no covariance comes of them.
+            with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                if torch.isfinite(loss):
+                    prediction = predict(self.model, self.guide, batch.context, VALIDATION_DRAWS)
+                    crps = marginal_scores(prediction, batch.future)["crps"].mean()
         self.log("val_crps", crps, batch_size=len(batch.future), prog_bar=True)
 
     def on_after_backward(self) -> None:
@@ -146,14 +148,16 @@ def fit(
     can be trained, or where the loss is not finite before any epoch was good; later, the best epoch is kept.
     """
     elbo, training = elbo or LocalELBO(), training or Training()
+    check_accelerator(training.accelerator)
     begin = time.monotonic()
     folder = None if log_dir is None else Path(log_dir)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     history = History(None if folder is None else folder / "history.csv")
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, _quiet_lightning():
+        stored = store_parameters(model, guide, *windows.train[:2])
         torch.manual_seed(training.seed)
-        task = Task(model, guide, elbo, training, store_parameters(model, guide, args=windows.train[:2]))
+        task = Task(model, guide, elbo, training, stored)
         if not task._trained():
             raise ValueError(
                 "found no parameters to train: pass modules, or functions that call pyro.param(...) or pyro.module(...)"

@@ -6,14 +6,16 @@ from typing import Any, Literal, get_args
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from eve_pyro.infer.predictive import forecast_latents, marginal, mixture_log_prob
+from eve_pyro.infer.predictive import forecast_latents, mixture_log_prob, observation
+from eve_pyro.infer.programs import refuse_clashes
 from eve_pyro.infer.terms import ELBOTerms, by_unit, measure_units
-from eve_pyro.protocols import OBSERVED
+from eve_pyro.protocols import OBSERVED, Integrable
 
 Objective = Literal["elbo", "mixture", "predictive"]
 Beta = float | Tensor | Mapping[str, Tensor]
@@ -37,8 +39,8 @@ class LocalELBO(TraceMeanField_ELBO):
     change it. After each evaluation ``elbo.terms`` holds what was measured.
 
     Use it as ``LocalELBO()(model, guide)`` with a torch optimizer or as ``SVI(model, guide, optim, loss=LocalELBO())``;
-    there modules that are no PyroModules are registered as "model" and "guide". Plates beyond windows and units need
-    ``max_plate_nesting``. Source: arXiv 2602.18250, with the objectives named above.
+    there modules that are no PyroModules are registered as "model" and "guide". Plates are windows (dim -2) and units
+    (dim -1); others are refused. Source: arXiv 2602.18250, with the objectives named above.
 
     Raises ValueError for an unknown objective, alpha outside [0, 1], no particle, and, at the first evaluation, for
     sites it would get wrong (see ``measure_units``) and parameters that SVI would silently not train.
@@ -54,7 +56,6 @@ class LocalELBO(TraceMeanField_ELBO):
         num_particles: int = 1,
         penalties: Mapping[str, Penalty] | None = None,
         sample_kl: bool = False,
-        max_plate_nesting: int = 2,
     ) -> None:
         if objective not in get_args(Objective):
             raise ValueError(f"the objective is one of {', '.join(get_args(Objective))}, not {objective!r}")
@@ -62,13 +63,14 @@ class LocalELBO(TraceMeanField_ELBO):
             raise ValueError(f"alpha weighs the ELBO against the predictive term and lies in [0, 1], not {alpha}")
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
-        super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+        super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=2)
         self.objective, self.alpha, self.beta = objective, alpha, beta
         self.penalties, self.sample_kl = dict(penalties or {}), sample_kl
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return the loss and leave its gradients on the parameters, as SVI asks for it."""
         with poutine.trace(param_only=True) as capture:
+            refuse_clashes(model, guide)
             loss = super().loss_and_grads(_registered("model", model), _registered("guide", guide), *args, **kwargs)
         _check_trained(capture.trace, {"model": model, "guide": guide})
         return loss
@@ -76,24 +78,26 @@ class LocalELBO(TraceMeanField_ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         # Past the parent's own check, which only warns where _check_sites refuses.
         model_trace, guide_trace = super(TraceMeanField_ELBO, self)._get_trace(model, guide, args, kwargs)
+        _check_plates(model_trace, guide_trace)
+        if self.objective != "elbo":
+            observation(model_trace)
         if self.objective == "predictive":
             value = self._predictive(model, guide, model_trace, *args, **kwargs)
             model_trace.add_node(PREDICTIVE, name=PREDICTIVE, type="predictive", value=value)
         return model_trace, guide_trace
 
     def _predictive(self, model: Any, guide: Any, model_trace: Trace, context: Tensor, future: Tensor) -> Tensor:
-        """Return log p(y | x) of the forecast's marginals, (B,)."""
-        with poutine.block():
+        """Return log p(y | x) of the forecast's marginals, (B,), scaled and masked as y is."""
+        observed: Any = model_trace.nodes[OBSERVED]
+        fn: Any = observation(model_trace)
+        with poutine.block(hide_types=["sample"]):  # param sites still reach whoever collects them
             at_forecast = poutine.trace(guide).get_trace(context)
-        latents = forecast_latents(model_trace, at_forecast)
-        fn: Any = model_trace.nodes[OBSERVED]["fn"]
-        truth = future.unsqueeze(-2)
-        exact = marginal(fn, latents)
-        if exact is None:
-            with poutine.block():
-                replayed = poutine.replay(model, trace=at_forecast)
-                fn = poutine.trace(replayed).get_trace(context).nodes[OBSERVED]["fn"]
-        return mixture_log_prob(exact or fn, truth)
+            latents = forecast_latents(model_trace, at_forecast)
+            exact: Any = fn.marginal(latents) if isinstance(fn, Integrable) else None
+            if exact is None:
+                fn = observation(poutine.trace(poutine.replay(model, trace=at_forecast)).get_trace(context))
+        log_prob = mixture_log_prob(exact or fn, observed["value"])
+        return by_unit(scale_and_mask(log_prob[:, None], scale=observed["scale"], mask=observed["mask"])).sum((0, 2))
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
         terms = ELBOTerms(
@@ -101,6 +105,9 @@ class LocalELBO(TraceMeanField_ELBO):
             units=measure_units(model_trace, guide_trace, self.sample_kl),
             predictive=model_trace.nodes[PREDICTIVE]["value"] if PREDICTIVE in model_trace.nodes else None,
         )
+        unknown = set(self.beta) - set(terms.units) if isinstance(self.beta, Mapping) else set()
+        if unknown:
+            raise ValueError(f"beta names {sorted(unknown)[0]!r}, the latent sites are {', '.join(terms.units)}")
         terms.penalties.update({name: penalty(terms) for name, penalty in self.penalties.items()})
         self.terms = terms.detach()
         loss = -terms.log_likelihood.sum() + sum(
@@ -120,6 +127,8 @@ class LocalELBO(TraceMeanField_ELBO):
         ]
         if not observed:
             raise ValueError("the model observes nothing: pass obs=future to its site 'y'")
+        windows = max(each.shape[1] for each in observed)  # what stands outside the windows counts once, not B times
+        observed = [each if each.shape[1] == windows else each.expand(-1, windows) / windows for each in observed]
         log_prob: Tensor = sum(observed[1:], start=observed[0])
         if self.objective == "mixture":
             return log_prob.logsumexp(0) - torch.tensor(float(log_prob.shape[0])).log()
@@ -133,7 +142,22 @@ class LocalELBO(TraceMeanField_ELBO):
             raise ValueError(
                 f"beta for site {site!r} is a number or {kl.shape[-1]} values, not of shape {tuple(beta.shape)}"
             )
+        if not torch.isfinite(beta).all() or (beta < 0).any():
+            raise ValueError(f"beta for site {site!r} must be finite and not negative")
         return beta
+
+
+def _check_plates(*traces: Trace) -> None:
+    """Refuse plates beyond windows and units: they would be taken for particles."""
+    for trace in traces:
+        sites: Any = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        for site in sites:
+            for frame in site["cond_indep_stack"]:
+                if frame.dim is not None and frame.dim < -2 and frame.name != "num_particles_vectorized":
+                    raise ValueError(
+                        f"site {site['name']!r} sits in plate {frame.name!r} at dim {frame.dim}; the local ELBO knows "
+                        "windows at dim -2 and units at dim -1: make further axes event dims"
+                    )
 
 
 def _registered(role: str, program: Any) -> Any:

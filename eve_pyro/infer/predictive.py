@@ -34,7 +34,7 @@ class Predictive:
     @property
     def exact(self) -> bool:
         """Whether the marginals are closed form and not a mixture over draws."""
-        return self.joint is not None
+        return self.joint is not None and self.components is not None
 
 
 def vectorized(program: Program, num_draws: int, dim: int = -3) -> Program:
@@ -61,20 +61,25 @@ def latent_sites(model_trace: Trace) -> dict[str, Any]:
     }
 
 
-def forecast_latents(model_trace: Trace, guide_trace: Trace) -> dict[str, TorchDistribution]:
-    """Return the distribution each latent has at forecast time: the guide's where it has one, else the prior's."""
+def forecast_latents(model_trace: Trace, guide_trace: Trace) -> dict[str, TorchDistribution | None]:
+    """Return the distribution each latent has at forecast time: the guide's where it has one, else the prior's.
+
+    None stands for a Delta that passes on an auxiliary draw, as autoguides make them: it is no point.
+    """
     own: dict[str, Any] = dict(guide_trace.nodes)
-    return {name: own.get(name, site)["fn"] for name, site in latent_sites(model_trace).items()}
+    auxiliary = any(site["type"] == "sample" and site["infer"].get("is_auxiliary") for site in own.values())
+    latents = {name: own.get(name, site)["fn"] for name, site in latent_sites(model_trace).items()}
+    return {name: None if auxiliary and isinstance(fn, dist.Delta) else fn for name, fn in latents.items()}
 
 
-def marginal(fn: TorchDistribution, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+def marginal(fn: TorchDistribution, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
     """Return p(y_h | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
     if isinstance(fn, Integrable):
         return fn.marginal(latents)
     return fn if _all_points(latents) else None
 
 
-def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution]) -> TorchDistribution | None:
+def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
     """Return p(y | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
     if isinstance(fn, Integrable):
         return fn.joint(latents)
@@ -82,11 +87,13 @@ def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution]) -> To
 
 
 def values(fn: TorchDistribution) -> TorchDistribution | None:
-    """Return ``fn`` as a batch of single values, or None where its values depend on each other given the latents."""
+    """Return the marginals of ``fn``'s values given the latents, as a batch; None for families not known here."""
     if isinstance(fn, Integrable):
         fn = fn.conditional
     if isinstance(fn, torch.distributions.Independent):
         return fn.base_dist
+    if isinstance(fn, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
+        return dist.Normal(fn.mean, fn.stddev, validate_args=False)
     return None
 
 
@@ -112,7 +119,7 @@ def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, not {num_draws}")
     model_trace, guide_trace = forecast_trace(model, guide, context)
-    fn: Any = _observation(model_trace, context.shape[0])
+    fn: Any = observation(model_trace)
     latents = forecast_latents(model_trace, guide_trace)
     whole, single = joint(fn, latents), marginal(fn, latents)
     if whole is not None and single is not None:
@@ -125,19 +132,21 @@ def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -
     return Predictive(site["value"].reshape(shape), _components(site["fn"], context.shape[0]), None)
 
 
-def _all_points(latents: Mapping[str, TorchDistribution]) -> bool:
+def _all_points(latents: Mapping[str, TorchDistribution | None]) -> bool:
     return all(isinstance(fn, dist.Delta) for fn in latents.values())
 
 
-def _observation(model_trace: Trace, num_windows: int) -> TorchDistribution:
-    """Return the likelihood of ``y``; ValueError unless its batch is (B, 1) and its event (H,)."""
+def observation(model_trace: Trace) -> Any:
+    """Return the likelihood of ``y``; ValueError unless it is sampled in the windows plate with event (H,)."""
     if OBSERVED not in model_trace.nodes:
         raise ValueError(f"the model samples no site {OBSERVED!r} to forecast")
-    fn: Any = model_trace.nodes[OBSERVED]["fn"]
-    if fn.batch_shape != (num_windows, 1) or len(fn.event_shape) != 1:
+    site: Any = model_trace.nodes[OBSERVED]
+    fn, dims = site["fn"], {frame.dim for frame in site["cond_indep_stack"]}
+    if len(fn.event_shape) != 1 or -2 not in dims or fn.batch_shape[-1:] != (1,):
         raise ValueError(
-            f"site {OBSERVED!r} needs batch ({num_windows}, 1) and event (horizon,), not {tuple(fn.batch_shape)} and "
-            f"{tuple(fn.event_shape)}: sample it in the windows plate, with .to_event(1) and obs=future.unsqueeze(-2)"
+            f"site {OBSERVED!r} needs batch (windows, 1) and event (horizon,), not {tuple(fn.batch_shape)} and "
+            f"{tuple(fn.event_shape)}: sample it in the windows plate at dim -2, with .to_event(1) and "
+            "obs=future.unsqueeze(-2)"
         )
     return fn
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 
@@ -24,17 +25,45 @@ class StoreParameters(nn.Module):
                 self.register_buffer(key, value)
 
 
-def store_parameters(*programs: Any, args: tuple[Any, ...]) -> dict[str, Tensor]:
-    """Return the unconstrained parameters that programs which are no modules use, by name, from one run each."""
+def store_parameters(model: Any, guide: Any, context: Tensor, future: Tensor) -> dict[str, Tensor]:
+    """Run a pair once, with and without a future; return plain functions' unconstrained store parameters, by name.
+
+    Modules run too: some make their parameters when first called. Raises ValueError as ``refuse_clashes`` does.
+    """
+    refuse_clashes(model, guide)
     found: dict[str, Tensor] = {}
-    for program in programs:
-        if isinstance(program, nn.Module):
-            continue
-        with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
-            program(*args)
-        sites: dict[str, Any] = dict(capture.trace.nodes)
-        found |= {name: site["value"].unconstrained() for name, site in sites.items()}
+    for program in (guide, model):
+        for args in ((context, future), (context,)):
+            with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
+                program(*args)
+            if not isinstance(program, nn.Module):
+                sites: dict[str, Any] = dict(capture.trace.nodes)
+                found |= {name: site["value"].unconstrained() for name, site in sites.items()}
     return found
+
+
+def refuse_clashes(*programs: Any) -> None:
+    """Raise ValueError where the param store holds, under a PyroModule's names, parameters that are not its own."""
+    held = dict(pyro.get_param_store().named_parameters())
+    for program in programs:
+        if not isinstance(program, PyroModule):
+            continue
+        for name, own in program.named_parameters():
+            plain = name.removesuffix("_unconstrained")
+            for key in (plain, "$$$".join(plain.rsplit(".", 1))):  # as Pyro names a plain module inside a PyroModule
+                if key in held and held[key].data_ptr() != own.data_ptr():
+                    raise ValueError(
+                        f"Pyro's param store holds another parameter {key!r}, which would take the place of this "
+                        f"{type(program).__name__}'s: call pyro.clear_param_store(), or build the modules under "
+                        "pyro.settings.set(module_local_params=True)"
+                    )
+
+
+def check_accelerator(name: str) -> None:
+    """Raise ValueError for an accelerator this machine has not."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(name, True):
+        raise ValueError(f"this machine has no {name}: use --accelerator cpu or auto")
 
 
 def device_of(program: Any) -> torch.device:

@@ -99,9 +99,12 @@ def _check_sites(latents: dict[str, Any], guide_trace: Trace) -> dict[str, Any]:
         )
     served = {}
     for name, site in auxiliary.items():
-        target = next((latent for latent in latents if name.startswith(f"{latent}_")), None)
-        if target is None:
-            raise ValueError(f"the guide's auxiliary site {name!r} serves no latent site by its name ('<site>_...')")
+        target = max((latent for latent in latents if name.startswith(f"{latent}_")), key=len, default=None)
+        if target is None or target in served:
+            raise ValueError(
+                f"the guide's auxiliary site {name!r} does not serve one latent site alone, named '<site>_...': of the "
+                "autoguides, AutoNormal does"
+            )
         served[target] = site
     return served
 
@@ -140,7 +143,10 @@ def _location_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tenso
         loc, scale = q.mean, q.stddev
     except NotImplementedError:
         loc, scale = value, torch.zeros_like(value)
-    energy = ((loc - p.mean) / p.stddev).square()
+    try:
+        energy = ((loc - p.mean) / p.stddev).square()
+    except NotImplementedError:  # a prior without moments: no energy to speak of
+        energy = torch.full_like(loc, torch.nan)
     event = tuple(range(-len(q.event_shape), 0))
     return (energy.mean(event), scale.mean(event)) if event else (energy, scale)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
 
 
 def option(default: Any, help: str, name: str | None = None) -> Any:
@@ -17,14 +17,14 @@ class Training:
 
     epochs: Annotated[int, Ge(1)] = option(4, "Passes over the training windows.")
     batch_size: Annotated[int, Ge(1)] = option(256, "Windows a step.")
-    learning_rate: Annotated[float, Gt(0)] = option(1e-3, "Peak of the one-cycle schedule.")
-    weight_decay: Annotated[float, Ge(0)] = option(0.0, "Weight decay of AdamW.")
-    clip: Annotated[float, Gt(0)] = option(1.0, "Largest norm of a gradient.")
+    learning_rate: Annotated[float, Gt(0), Le(1)] = option(1e-3, "Peak of the one-cycle schedule.")
+    weight_decay: Annotated[float, Ge(0), Le(1)] = option(0.0, "Weight decay of AdamW.")
+    clip: Annotated[float, Gt(0), Le(1e6)] = option(1.0, "Largest norm of a gradient.")
     patience: Annotated[int, Ge(1)] = option(5, "Epochs without a better validation score before stopping.")
     monitor: Literal["crps", "loss", "last"] = option(
         "crps", "Which epoch is kept: best val_crps, best val_loss, or last."
     )
     validation_windows: Annotated[int, Ge(1)] = option(2048, "Validation windows scored each epoch, evenly spaced.")
-    seed: Annotated[int, Ge(0)] = option(0, "Seed of initial weights, shuffling and draws.")
+    seed: Annotated[int, Ge(0), Lt(2**63)] = option(0, "Seed of initial weights, shuffling and draws.")
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("cpu", "Where to train.")
     progress: bool = option(True, "Show a progress bar.")
