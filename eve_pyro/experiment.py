@@ -80,7 +80,7 @@ def _write_forecasts(folder: Path, panel: Panel, config: Config, pairs: dict[str
 
 
 def _write_units(folder: Path, eve: Built, test: Windows) -> None:
-    table = unit_table(eve.model, eve.guide, test.at_most(2048), eve.elbo)
+    table = unit_table(eve.model, eve.guide, test.at_most(2048))
     table.to_csv(folder / "units.csv", index=False)
     _save(plots.unit_bars(table), folder, "units")
 

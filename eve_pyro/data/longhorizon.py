@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ETT_HOURLY = (8640, 2880, 2880)
-ETT_QUARTER_HOURLY = tuple(4 * rows for rows in ETT_HOURLY)
+ETT_QUARTER_HOURLY = (34560, 11520, 11520)
 
 
 class Bounds(NamedTuple):
@@ -54,5 +54,5 @@ def standard_split(name: str) -> Split:
     if name.lower() in ("etth1", "etth2"):
         return Split(rows=ETT_HOURLY)
     if name.lower() in ("ettm1", "ettm2"):
-        return Split(rows=ETT_QUARTER_HOURLY)  # type: ignore[arg-type]
+        return Split(rows=ETT_QUARTER_HOURLY)
     return Split()

@@ -115,7 +115,8 @@ class History(Callback):
     """Keeps one row an epoch and writes ``history.csv`` as it goes, so that a killed run leaves what it had."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.rows, self.begin = path, [], time.monotonic()  # type: ignore[var-annotated]
+        self.path, self.begin = path, time.monotonic()
+        self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Add the epoch's row."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from eve_pyro.infer.predictive import forecast_latents, mixture_log_prob, observation
 from eve_pyro.infer.programs import refuse_clashes
 from eve_pyro.infer.terms import ELBOTerms, by_unit, measure_units
+from eve_pyro.metrics import log_score
 from eve_pyro.protocols import OBSERVED, Integrable
 
 Objective = Literal["elbo", "mixture", "predictive"]
@@ -89,7 +90,7 @@ class LocalELBO(TraceMeanField_ELBO):
     def _predictive(self, model: Any, guide: Any, model_trace: Trace, context: Tensor, future: Tensor) -> Tensor:
         """Return log p(y | x) of the forecast's marginals, (B,), scaled and masked as y is."""
         observed: Any = model_trace.nodes[OBSERVED]
-        fn: Any = observation(model_trace)
+        fn: Any = observed["fn"]
         with poutine.block(hide_types=["sample"]):  # param sites still reach whoever collects them
             at_forecast = poutine.trace(guide).get_trace(context)
             latents = forecast_latents(model_trace, at_forecast)
@@ -131,7 +132,7 @@ class LocalELBO(TraceMeanField_ELBO):
         observed = [each if each.shape[1] == windows else each.expand(-1, windows) / windows for each in observed]
         log_prob: Tensor = sum(observed[1:], start=observed[0])
         if self.objective == "mixture":
-            return log_prob.logsumexp(0) - torch.tensor(float(log_prob.shape[0])).log()
+            return -log_score(log_prob)
         return log_prob.mean(0)
 
     def beta_of(self, site: str, kl: Tensor) -> Tensor:

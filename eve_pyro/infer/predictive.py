@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from eve_pyro.metrics import log_score
 from eve_pyro.protocols import OBSERVED, Guide, Integrable, Model
 
 Program = Callable[..., Any]
@@ -37,9 +38,9 @@ class Predictive:
         return self.joint is not None and self.components is not None
 
 
-def vectorized(program: Program, num_draws: int, dim: int = -3) -> Program:
-    """Return ``program`` under an outermost plate of ``num_draws`` draws at ``dim``."""
-    return pyro.plate("draws", num_draws, dim=dim)(program) if num_draws > 1 else program
+def vectorized(program: Program, num_draws: int) -> Program:
+    """Return ``program`` under an outermost plate of ``num_draws`` draws, left of windows and units."""
+    return pyro.plate("draws", num_draws, dim=-3)(program) if num_draws > 1 else program
 
 
 def forecast_trace(model: Model, guide: Guide, context: Tensor, num_draws: int = 1) -> tuple[Trace, Trace]:
@@ -105,8 +106,7 @@ def mixture_log_prob(fn: TorchDistribution, truth: Tensor) -> Tensor:
     single = values(fn)
     log_prob = fn.log_prob(truth)[..., None] if single is None else single.log_prob(truth)  # (S, B, 1, H)
     log_prob = log_prob.reshape(-1, *log_prob.shape[-3:])
-    draws = torch.tensor(float(log_prob.shape[0]))
-    return (log_prob.logsumexp(0) - draws.log()).sum((-1, -2))
+    return -log_score(log_prob).sum((-1, -2))
 
 
 @torch.no_grad()

@@ -112,10 +112,12 @@ def joint_score(
     if prediction.joint is not None:
         return {"joint_log_score": -prediction.joint.log_prob(future[:, None])[:, 0] / horizon}
     log_weights = importance_log_weights(model, guide, context, future, num_draws)
-    log_prob = log_weights.logsumexp(0) - math.log(num_draws)
     weights = (log_weights - log_weights.max(0).values).exp()
     relative = weights.var(0) / weights.mean(0).square() / num_draws  # delta method
-    return {"joint_log_score": -log_prob / horizon, "joint_log_score_variance": relative / horizon**2}
+    return {
+        "joint_log_score": metrics.log_score(log_weights) / horizon,
+        "joint_log_score_variance": relative / horizon**2,
+    }
 
 
 def importance_log_weights(model: Model, guide: Guide, context: Tensor, future: Tensor, num_draws: int) -> Tensor:
