@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eve_pyro.build import Built, build
     from eve_pyro.config import Config, load_recipe
+    from eve_pyro.control.steering import Steering
     from eve_pyro.data import Panel, Scaler, Split, Splits, Windows, latest_windows, make_windows, standard_split
     from eve_pyro.data.demo import seattle_weather
     from eve_pyro.infer.fit import Fit, fit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "build": ("Built", "build"),
     "config": ("Config", "load_recipe"),
+    "control.steering": ("Steering",),
     "data": ("Panel", "Scaler", "Split", "Splits", "Windows", "latest_windows", "make_windows", "standard_split"),
     "data.demo": ("seattle_weather",),
     "infer.fit": ("Fit", "fit"),
@@ -34,9 +36,10 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Built", "Config", "ELBOTerms", "EveLayer", "Fit", "Forecast", "LocalELBO", "Panel", "Scaler", "Split", "Splits",
-    "Training", "UnitTerms", "Windows", "build", "evaluate", "fit", "forecast", "latest_windows", "load_recipe",
-    "load_run", "make_windows", "save_run", "seattle_weather", "standard_split", "window_scores",
+    "Built", "Config", "ELBOTerms", "EveLayer", "Fit", "Forecast", "LocalELBO", "Panel", "Scaler", "Split",
+    "Splits", "Steering", "Training", "UnitTerms", "Windows", "build", "evaluate", "fit", "forecast",
+    "latest_windows", "load_recipe", "load_run", "make_windows", "save_run", "seattle_weather", "standard_split",
+    "window_scores",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from eve_pyro.config import Config, GuideOptions, ModelOptions, ObjectiveOptions
+from eve_pyro.control.steering import Steering
 from eve_pyro.guides import AmortizedGuide, ContextMeanField, FutureAware, PointGuide
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.likelihoods import FactorReadout, NormalReadout, StudentTReadout
@@ -45,10 +46,11 @@ def build(config: Config, twin: bool = False) -> Built:
 
 
 def twin_of(config: Config) -> Config:
-    """Return the configuration of the deterministic twin: everything else stays the same."""
+    """Return the configuration of the deterministic twin, which nothing steers: everything else stays the same."""
     return replace(
         config,
         guide=GuideOptions(guide="delta"),
+        control=Steering(),
         objective=ObjectiveOptions(objective="elbo", alpha=1.0, beta=0.0, num_particles=1),
     )
 

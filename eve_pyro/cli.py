@@ -166,8 +166,6 @@ def _train(data: str, recipe: str, out: Path | None, twin: bool, overrides: dict
     config, panel = load_recipe(recipe, overrides), _panel(data)
     folder = out or free_folder(Path("runs") / Path(data).stem)
     console = Console()
-    if config.note:
-        console.print(f"[yellow]note:[/yellow] {config.note}")
     scores = run_experiment(panel, config, folder, twin, say=lambda text: console.print(text, highlight=False))
     _print_scores(scores, None)
     console.print(

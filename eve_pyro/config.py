@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
+from eve_pyro.control.steering import Steering
 from eve_pyro.infer.training import Training, option
 
 VERSION = 1
@@ -67,15 +68,15 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that makes a run repeat, by section. ``note`` is said aloud when a run starts."""
+    """Everything that makes a run repeat, by section."""
 
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
     guide: GuideOptions = GuideOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
+    control: Steering = field(default_factory=Steering)
     training: Training = field(default_factory=Training)
     recipe: str = "factor"
-    note: str = ""
     version: int = VERSION
 
 
@@ -84,6 +85,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelOptions,
     "guide": GuideOptions,
     "objective": ObjectiveOptions,
+    "control": Steering,
     "training": Training,
 }
 

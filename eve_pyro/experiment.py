@@ -45,7 +45,8 @@ def run_experiment(panel: Panel, config: Config, folder: Path, twin: bool, say: 
     for name, pair in pairs.items():
         logs = folder if name == "eve" else folder / TWIN
         try:
-            fits[name] = fit(pair.model, pair.guide, windows, pair.elbo, config.training, log_dir=logs)
+            control = config.control if name == "eve" else None
+            fits[name] = fit(pair.model, pair.guide, windows, pair.elbo, config.training, control=control, log_dir=logs)
         except ValueError:  # nothing was learned: leave nothing behind
             shutil.rmtree(folder)
             raise

@@ -15,6 +15,7 @@ PANELS = {
     "model": "Neurons and readout",
     "guide": "Guide",
     "objective": "Local ELBO",
+    "control": "The living neuron",
     "training": "Training",
 }
 

@@ -10,8 +10,8 @@ Shapes, everywhere in the library:
 - particles and draws are leftmost. Windows live at plate dim -2, units at plate dim -1.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -108,6 +108,13 @@ class Steerable(Protocol):
 
     def unit_rows(self) -> Mapping[str, UnitRows]:
         """Return the rows of every site."""
+
+
+class Controller(Protocol):
+    """What steers a training: its Lightning callbacks, made anew for each ``fit``."""
+
+    def callbacks(self) -> Sequence[Any]:
+        """Return the callbacks, in the order in which they act."""
 
 
 @runtime_checkable

@@ -25,6 +25,9 @@ def test_bands_by_hand():
     torch.testing.assert_close(heterogeneous_band(3, 0.5, 4).low, 0.8 * torch.tensor([0.125, 0.5, 2.0]))
     assert BAND.too_low(ENERGY).tolist() == [True, False, False, False]
     assert BAND.too_high(ENERGY).tolist() == [False, False, True, False]
+    inner = BAND.inner(0.5)
+    torch.testing.assert_close(inner.centre, BAND.centre)
+    torch.testing.assert_close(inner.high / inner.low, (BAND.high / BAND.low).sqrt())
     torch.testing.assert_close(BAND.nearest(ENERGY), torch.tensor([0.1, 0.3, 0.8, 1.0]))
 
 
@@ -196,7 +199,7 @@ def test_homeostasis_brings_units_into_their_bands_and_off_does_not(windows, ban
     steering = {"target": 0.1, "bands": bands, "spread": 3.0, "warmup": 20, "ramp": 20}
     control, _, _ = steered(windows, Steering("homeostasis", **steering), latent_dim=latent_dim)
     free, _, _ = steered(windows, Steering("off", **steering), latent_dim=latent_dim)
-    assert inside(control) > 0.55
+    assert inside(control) == 1
     assert inside(free) <= 0.4
 
 

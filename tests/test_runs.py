@@ -41,7 +41,7 @@ def test_the_recipes_are_those_of_the_design():
     assert (conditional.model.prior, conditional.guide.guide) == ("contextual", "future_aware")
     assert (conditional.objective.objective, conditional.objective.alpha) == ("predictive", 0.9)
     assert (paper.model.prior, paper.guide.guide, paper.objective.objective) == ("standard", "context", "mixture")
-    assert "regime off" in paper.note
+    assert (factor.control.regime, paper.control.regime) == ("off", "homeostasis")
 
 
 def test_the_twin_is_the_same_network_with_points_for_units():

@@ -40,6 +40,10 @@ class Band:
         """Return each unit's energy moved to its nearest edge, those inside as they are."""
         return energy.clamp(self.low, self.high)
 
+    def inner(self, share: float) -> "Band":
+        """Return the band of this ``share`` of the width, in logs, around the same centre."""
+        return Band(self.centre * (self.low / self.centre) ** share, self.centre * (self.high / self.centre) ** share)
+
     def scaled(self, low: float, high: float) -> "Band":
         """Return the band with all lows and all highs multiplied by one factor each."""
         return Band(self.low * low, self.high * high)

@@ -44,6 +44,15 @@ class LayerControl:
         """The band as calibrated so far."""
         return self.calibration.band
 
+    @property
+    def aim(self) -> Band:
+        """What the regime aims at: the band, or under homeostasis its inner part.
+
+        A unit that is pulled out of its band settles a little outside of its goal, and unseen windows move it further:
+        with the edge as the goal it would stay outside for good.
+        """
+        return self.band.inner(self.steering.aim) if self.steering.regime == "homeostasis" else self.band
+
     def observe(self, kl: Tensor, alive: Tensor, energy: Tensor) -> None:
         """Take in a batch's KL, share of windows alive, and energy, each (N,), averaged over all processes."""
         self.thermostat.observe(kl, alive)
@@ -96,6 +105,7 @@ class Control(Callback):
         self.layers: dict[str, LayerControl] = {}
         self.penalty = BandPenalty({}, steering.lambda_band)
         self._saved: dict[str, Any] = {}
+        self._beta: Any = None
 
     @property
     def moves_rows(self) -> bool:
@@ -105,6 +115,7 @@ class Control(Callback):
     def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
         """Check that the regime can act, and add the penalty."""
         steering, steps = self.steering, int(trainer.estimated_stepping_batches)
+        self._beta = task.elbo.beta
         if self.moves_rows and not isinstance(task.guide, Steerable):
             raise ValueError(
                 f"regime {steering.regime!r} moves the rows of the guide, and {type(task.guide).__name__} does not say "
@@ -114,6 +125,11 @@ class Control(Callback):
             raise ValueError(f"a warm-up of {steering.warmup} steps leaves nothing of a training of {steps} steps")
         if steering.regime != "off":
             task.elbo.penalties["band"] = self.penalty
+
+    def on_train_end(self, trainer: L.Trainer, task: Any) -> None:
+        """Leave the local ELBO as it was."""
+        task.elbo.penalties.pop("band", None)
+        task.elbo.beta = self._beta
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -127,7 +143,8 @@ class Control(Callback):
         last = batch_idx + 1 == trainer.num_training_batches
         for site, layer in self.layers.items():
             if steering.calibrate and step % CALIBRATE_EVERY == 0 and layer.energy is not None:
-                self.penalty.bands[site] = layer.calibration.act(layer.energy)
+                layer.calibration.act(layer.energy)
+                self.penalty.bands[site] = layer.aim
             if self.moves_rows:
                 self._move(layer, task.guide.unit_rows()[site], step, last)
         if steering.thermostat:
@@ -137,7 +154,7 @@ class Control(Callback):
         if layer.energy is None:
             return
         if self.steering.regime == "homeostasis" and step % HOMEOSTAT_EVERY == 0:
-            layer.move(rows, homeostat_factors(layer.energy, layer.band, self.steering.eta))
+            layer.move(rows, homeostat_factors(layer.energy, layer.aim, self.steering.eta))
         if self.steering.regime == "projection" and last_of_epoch:
             layer.move(rows, projection_factors(layer.energy, layer.band))
         layer.guard(rows)
@@ -150,7 +167,7 @@ class Control(Callback):
             if site in self._saved:
                 layer.load(self._saved[site])
             self.layers[site] = layer
-            self.penalty.bands[site] = layer.band
+            self.penalty.bands[site] = layer.aim
         return self.layers[site]
 
     @staticmethod

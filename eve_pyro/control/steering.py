@@ -1,9 +1,9 @@
 """How to steer the units, as options: light to import, shown by the command line as they stand here."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from eve_pyro.infer.training import option
 
@@ -24,9 +24,20 @@ class Steering:
     )
     lambda_band: Annotated[float, Ge(0)] = option(1.0, "Weight of the band penalty, in nats a window.")
     eta: Annotated[float, Gt(0)] = option(0.15, "Strength of the homeostat.")
+    aim: Annotated[float, Gt(0), Le(1)] = option(
+        0.3, "Homeostasis aims at this inner share of each band, in logs; 1 is the paper's, which ends on the edges."
+    )
     thermostat: bool = option(False, "Give every unit a beta that holds its KL within [c-min, c-max].")
     c_min: Annotated[float, Ge(0)] = option(0.05, "Thermostat: lowest KL of a unit, in nats a window.")
     c_max: Annotated[float, Ge(0)] = option(0.30, "Thermostat: highest KL of a unit, in nats a window.")
     calibrate: bool = option(False, "Let the bands follow where the units live.")
     warmup: Annotated[int, Ge(0)] = option(64, "Steps before anything acts.")
     ramp: Annotated[int, Ge(0)] = option(96, "Steps over which the band penalty grows to its weight.")
+
+    def callbacks(self) -> list[Any]:
+        """Return what acts, and then what takes the census, for one ``fit``."""
+        from eve_pyro.control.regimes import Control
+        from eve_pyro.control.watch import Census
+
+        control = Control(self)
+        return [control, Census(control)]

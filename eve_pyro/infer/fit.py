@@ -23,7 +23,7 @@ from eve_pyro.infer.predictive import predict
 from eve_pyro.infer.programs import StoreParameters, check_accelerator, store_parameters
 from eve_pyro.infer.scores import marginal_scores
 from eve_pyro.infer.training import Training
-from eve_pyro.protocols import Batch, Guide, Model
+from eve_pyro.protocols import Batch, Controller, Guide, Model
 
 with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
     import lightning as L
@@ -35,9 +35,14 @@ VALIDATION_DRAWS = 16
 
 @dataclass(frozen=True)
 class Fit:
-    """What training left behind: one row of ``history`` an epoch, the epoch whose weights were kept, why it ended."""
+    """What training left behind: one row of ``history`` an epoch, the epoch whose weights were kept, why it ended.
+
+    ``tables`` holds what callbacks with a method ``tables()`` wrote down: under a ``Steering``, ``census`` and
+    ``signals``.
+    """
 
     history: pd.DataFrame
+    tables: dict[str, pd.DataFrame]
     best_epoch: int
     seconds: float
     stopped: str
@@ -112,10 +117,10 @@ class Task(L.LightningModule):
 
 
 class History(Callback):
-    """Keeps one row an epoch and writes ``history.csv`` as it goes, so that a killed run leaves what it had."""
+    """Keeps one row an epoch and writes all tables as it goes, so that a killed run leaves what it had."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.begin = path, time.monotonic()
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.begin = folder, time.monotonic()
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -123,12 +128,17 @@ class History(Callback):
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": time.monotonic() - self.begin}
         row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         self.rows.append(row)
-        if self.path is not None:
-            self.frame().to_csv(self.path, index=False)
+        if self.folder is not None:
+            for name, table in self.tables(trainer).items():
+                table.to_csv(self.folder / f"{name}.csv", index=False)
 
-    def frame(self) -> pd.DataFrame:
-        """Return all rows so far."""
-        return pd.DataFrame(self.rows)
+    def tables(self, trainer: Any) -> dict[str, pd.DataFrame]:
+        """Return all rows so far as ``history``, and the tables of all callbacks that keep some."""
+        kept = [callback for callback in trainer.callbacks if callback is not self and hasattr(callback, "tables")]
+        tables = {"history": pd.DataFrame(self.rows)}
+        for callback in kept:
+            tables |= callback.tables()
+        return tables
 
 
 def fit(
@@ -138,23 +148,27 @@ def fit(
     elbo: LocalELBO | None = None,
     training: Training | None = None,
     *,
+    control: Controller | None = None,
     log_dir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Fit:
     """Train ``model`` and ``guide`` in place on ``windows.train`` and leave them with the best epoch's weights.
 
     Modules are trained as they are; plain functions by the parameters they keep in Pyro's param store. The loss is the
-    local ELBO divided by the number of values. With a ``log_dir``, ``history.csv`` and TensorBoard's files go there.
+    local ELBO divided by the number of values. ``control``, such as ``Steering("homeostasis")``, steers the units while
+    they train and takes the census of their states. With a ``log_dir``, the history, the tables and TensorBoard's files
+    go there.
     The global random state is left as it was; a seed repeats exactly on one machine. Raises ValueError where nothing
     can be trained, or where the loss is not finite before any epoch was good; later, the best epoch is kept.
     """
     elbo, training = elbo or LocalELBO(), training or Training()
+    steering = [] if control is None else control.callbacks()
     check_accelerator(training.accelerator)
     begin = time.monotonic()
     folder = None if log_dir is None else Path(log_dir)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    history = History(None if folder is None else folder / "history.csv")
+    history = History(folder)
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, _quiet_lightning():
         stored = store_parameters(model, guide, *windows.train[:2])
         torch.manual_seed(training.seed)
@@ -171,7 +185,7 @@ def fit(
             max_epochs=training.epochs,
             gradient_clip_val=training.clip,
             logger=[TensorBoardLogger(folder, name="tensorboard", version="")] if folder else False,
-            callbacks=[*callbacks, *_stopping(monitor, training), history, keeper, *_progress(training)],
+            callbacks=[*steering, *callbacks, *_stopping(monitor, training), history, keeper, *_progress(training)],
             enable_progress_bar=training.progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -189,7 +203,9 @@ def fit(
     for program in (model, guide):
         if isinstance(program, torch.nn.Module):
             program.eval()
-    return Fit(history.frame(), int(weights["epoch"]), time.monotonic() - begin, _why(task, trainer, training))
+    tables = history.tables(trainer)
+    done = time.monotonic() - begin
+    return Fit(tables.pop("history"), tables, int(weights["epoch"]), done, _why(task, trainer, training))
 
 
 @contextmanager
