@@ -16,6 +16,10 @@ from eve_pyro.data import Windows
 from eve_pyro.infer.forecast import Forecast, truth
 
 BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8A8A8A"
+STATE_COLOURS = {
+    "living": GREEN, "too_low": "#56B4E9", "too_high": "#E69F00", "drifting": "#F0E442", "collapsed": "#CC79A7",
+    "saturated": ORANGE, "dead": INK,
+}  # fmt: skip
 
 
 def fan_chart(forecast: Forecast, twin: Forecast | None = None, num_paths: int = 3) -> Figure:
@@ -72,6 +76,44 @@ def unit_bars(table: pd.DataFrame) -> Figure:
     axes[1].set_ylabel("energy (squared prior deviations)")
     axes[1].set_yscale("symlog", linthresh=1e-3)
     return figure
+
+
+def census_map(census: pd.DataFrame) -> Figure:
+    """Draw a layer's ``census`` of one split: heat maps, units by step, of energy against the band and of KL; the share of
+    each state through training; every unit's beta at the end.
+    """
+    figure, axes = _grid(4, 2)
+    energy, kl = (census.pivot(index="unit", columns="step", values=name) for name in ("energy", "kl"))
+    doublings = np.log2(census["energy"].clip(lower=1e-9) / np.sqrt(census["low"] * census["high"]))
+    distance = census.assign(doublings=doublings).pivot(index="unit", columns="step", values="doublings")
+    _heat(figure, axes[0], distance, "energy / centre of the band (doublings)", "RdBu_r", (-3, 3))
+    axes[0].set_title("white to pale: inside (half a doubling)", fontsize=9)
+    _heat(figure, axes[1], kl, "KL(q || p) (nats a window)", "viridis", (0, max(float(kl.to_numpy().max()), 1e-6)))
+    shares = census.groupby("step")["state"].value_counts(normalize=True).unstack(fill_value=0)
+    shown = [state for state in STATE_COLOURS if state in shares]
+    axes[2].stackplot(
+        shares.index, shares[shown].T.to_numpy(), labels=[name.replace("_", " ") for name in shown],
+        colors=[STATE_COLOURS[name] for name in shown],
+    )  # fmt: skip
+    axes[2].set(xlabel="step", ylabel="share of the units", ylim=(0, 1))
+    axes[2].legend(fontsize=7, loc="lower right")
+    last = census[census["step"] == energy.columns.max()]
+    axes[3].bar(last["unit"], last["beta"], width=1.0, color=BLUE)
+    axes[3].set(xlabel="unit", ylabel="beta (price of a nat)")
+    return figure
+
+
+def _heat(
+    figure: Figure, ax: Axes, values: pd.DataFrame, label: str, colours: str, limits: tuple[float, float]
+) -> None:
+    """Draw units (rows) by step (columns, unevenly spaced) in colour."""
+    steps, units = values.columns.to_numpy(float), values.index.to_numpy(float)
+    mesh = ax.pcolormesh(
+        steps, units, values.to_numpy(), cmap=colours, vmin=limits[0], vmax=limits[1], shading="nearest"
+    )
+    bar = figure.colorbar(mesh, ax=ax)
+    bar.set_label(label, fontsize=8)
+    ax.set(xlabel="step", ylabel="unit")
 
 
 def _fan(ax: Axes, forecast: Forecast, number: int, num_paths: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from eve_pyro.control.band import Band, BandPenalty, heterogeneous_band, homogeneous_band, ramp
 from eve_pyro.control.laws import ALIVE, BandCalibration, Thermostat, ema, homeostat_factors, projection_factors
 from eve_pyro.control.steering import Steering
+from eve_pyro.diagnostics.census import Tally, UnitFigures
 from eve_pyro.infer.terms import UnitTerms
 from eve_pyro.protocols import Steerable, UnitRows
 
@@ -18,6 +19,7 @@ with warnings.catch_warnings():  # importing Lightning adds filters to everybody
     from lightning.pytorch.callbacks import Callback
 
 MIN_SCALE, MAX_SCALE, KICK = 0.15, 5.0, 0.02
+MAX_TRANSFER = 4.0  # between a unit's energies on validation and in training, either way
 HOMEOSTAT_EVERY, CALIBRATE_EVERY, ENERGY_RATE = 10, 64, 0.05
 BETA_RANGE = (1e-6, 1e-2)  # on a likelihood averaged over the horizon: times H, in nats a window
 
@@ -38,6 +40,7 @@ class LayerControl:
         low, high = (edge * horizon for edge in BETA_RANGE)
         self.thermostat = Thermostat(beta, steering.c_min, steering.c_max, min(low, float(beta.min())), high)
         self.energy: Tensor | None = None
+        self.transfer: Tensor | None = None
 
     @property
     def band(self) -> Band:
@@ -46,17 +49,26 @@ class LayerControl:
 
     @property
     def aim(self) -> Band:
-        """What the regime aims at: the band, or under homeostasis its inner part.
+        """What the regime aims at in training: the band, or under homeostasis its inner part as validation will see it.
 
-        A unit that is pulled out of its band settles a little outside of its goal, and unseen windows move it further:
-        with the edge as the goal it would stay outside for good.
+        A unit that is pulled out of its band settles a little outside of its goal: with the edge as the goal it would
+        stay outside for good. And unseen windows, without dropout, have other energies than training's, by a factor of
+        each unit that every evaluation measures.
         """
-        return self.band.inner(self.steering.aim) if self.steering.regime == "homeostasis" else self.band
+        if self.steering.regime != "homeostasis":
+            return self.band
+        inner = self.band.inner(self.steering.aim)
+        return inner if self.transfer is None else inner.scaled(1 / self.transfer, 1 / self.transfer)
 
     def observe(self, kl: Tensor, alive: Tensor, energy: Tensor) -> None:
         """Take in a batch's KL, share of windows alive, and energy, each (N,), averaged over all processes."""
         self.thermostat.observe(kl, alive)
         self.energy = ema(self.energy, energy, ENERGY_RATE)
+
+    def compare(self, energy: Tensor) -> None:
+        """Take in the energies (N,) of an evaluation on unseen windows."""
+        if self.energy is not None:
+            self.transfer = (energy / self.energy.clamp(min=1e-30)).clamp(1 / MAX_TRANSFER, MAX_TRANSFER)
 
     def move(self, rows: UnitRows, factor: Tensor) -> None:
         """Scale each unit's loc rows by ``factor`` (N,), and what is known of its energy with them."""
@@ -76,13 +88,13 @@ class LayerControl:
         """Return all that a resumed training needs."""
         heat = self.thermostat
         return {
-            "energy": self.energy, "beta": heat.beta, "kl": heat.kl, "alive": heat.alive,
+            "energy": self.energy, "transfer": self.transfer, "beta": heat.beta, "kl": heat.kl, "alive": heat.alive,
             "low": self.calibration.low, "high": self.calibration.high,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a saved ``state``."""
-        self.energy, heat = state["energy"], self.thermostat
+        self.energy, self.transfer, heat = state["energy"], state["transfer"], self.thermostat
         heat.beta, heat.kl, heat.alive = state["beta"], state["kl"], state["alive"]
         self.calibration.low, self.calibration.high = state["low"], state["high"]
 
@@ -104,6 +116,7 @@ class Control(Callback):
         self.steering = steering
         self.layers: dict[str, LayerControl] = {}
         self.penalty = BandPenalty({}, steering.lambda_band)
+        self.unseen = Tally()
         self._saved: dict[str, Any] = {}
         self._beta: Any = None
 
@@ -149,6 +162,19 @@ class Control(Callback):
                 self._move(layer, task.guide.unit_rows()[site], step, last)
         if steering.thermostat:
             task.elbo.beta = {site: layer.thermostat.act() for site, layer in self.layers.items()}
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take in a batch of unseen windows."""
+        self.unseen.add(task.elbo.terms)
+
+    def on_validation_end(self, trainer: L.Trainer, task: Any) -> None:
+        """Learn by how much each unit's energy differs on unseen windows."""
+        for site, figures in self.unseen.take().items():
+            layer = self.layers[site]
+            layer.compare(UnitFigures(*trainer.strategy.reduce(figures, reduce_op="mean")).energy)
+            self.penalty.bands[site] = layer.aim
 
     def _move(self, layer: LayerControl, rows: UnitRows, step: int, last_of_epoch: bool) -> None:
         if layer.energy is None:
