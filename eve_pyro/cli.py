@@ -1,4 +1,4 @@
-"""The command line: ``eve-pyro demo``, ``fit``, ``forecast``, ``evaluate``."""
+"""The command line: ``eve-pyro demo``, ``fit``, ``forecast``, ``evaluate``, ``census``."""
 
 import sys
 from pathlib import Path
@@ -133,6 +133,34 @@ def evaluate(
     if out is not None:
         write_json(out, {"test": scores, "windows": len(test)})
     _print_scores(scores, len(test))
+
+
+@app.command()
+def census(run: RunFolder) -> None:
+    """Show how the units of a run ended: the share of each state, and KL and energy, by layer and split.
+
+    By unit and step, the figures are in the run's census.csv; the pictures are figures/census_*.png.
+
+    Example: eve-pyro census runs/etth1
+    """
+    import pandas as pd
+
+    from eve_pyro.runs import CENSUS
+
+    if not (run / CENSUS).is_file():
+        raise ValueError(f"{run} holds no census: there is no {CENSUS} in it")
+    rows = pd.read_csv(run / CENSUS)
+    rows["place"] = rows["energy"].between(rows["low"], rows["high"])
+    last = rows[rows["step"] == rows.groupby("split")["step"].transform("max")]
+    groups = list(last.groupby(["site", "split"]))
+    table = Table("", *(f"{site}, {split}" for (site, split), _ in groups), title_justify="left")
+    table.title = f"Units at the end of training, bands [{rows['low'].min():.3g}, {rows['high'].max():.3g}]"
+    for state in ("living", "too_low", "too_high", "dead", "saturated", "collapsed", "drifting"):
+        table.add_row(state.replace("_", " "), *(f"{(each['state'] == state).mean():.1%}" for _, each in groups))
+    table.add_row("inside mass", *(f"{each['place'].mean():.3f}" for _, each in groups))
+    table.add_row("KL, nats a window", *(f"{each['kl'].sum():.3f}" for _, each in groups))
+    table.add_row("mean energy", *(f"{each['energy'].mean():.4f}" for _, each in groups))
+    Console().print(table)
 
 
 def main() -> None:

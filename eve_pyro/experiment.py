@@ -5,19 +5,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from eve_pyro import plots
 from eve_pyro.build import Built, build
 from eve_pyro.config import Config
 from eve_pyro.data import Panel, Windows, latest_windows, make_windows
+from eve_pyro.diagnostics.census import final_census
 from eve_pyro.infer.fit import Fit, fit
 from eve_pyro.infer.forecast import Forecast, forecast
 from eve_pyro.infer.programs import check_accelerator
 from eve_pyro.infer.scores import evaluate
 from eve_pyro.infer.units import unit_table
 from eve_pyro.naive import naive_scores
-from eve_pyro.runs import METRICS, TWIN, claim_folder, save_run, split_of, write_json
+from eve_pyro.runs import CENSUS, METRICS, TWIN, claim_folder, save_run, split_of, write_json
 
 Scores = dict[str, dict[str, float | None]]
 Say = Callable[[str], None]
@@ -63,7 +65,7 @@ def run_experiment(panel: Panel, config: Config, folder: Path, twin: bool, say: 
     scores |= naive_scores(windows.test)
     write_json(folder / METRICS, {"test": scores, "windows": len(windows.test), "seconds": seconds})
     _write_forecasts(folder, panel, config, pairs, windows.test)
-    _write_units(folder, pairs["eve"], windows.test)
+    _write_units(folder, pairs["eve"], windows.test, fits["eve"])
     _save(plots.training_curves({name: each.history for name, each in fits.items()}), folder, "training")
     return scores
 
@@ -80,10 +82,19 @@ def _write_forecasts(folder: Path, panel: Panel, config: Config, pairs: dict[str
     _save(plots.fan_chart(fans["eve"], fans.get("twin")), folder, "fan")
 
 
-def _write_units(folder: Path, eve: Built, test: Windows) -> None:
+def _write_units(folder: Path, eve: Built, test: Windows, fitted: Fit) -> None:
+    """Write the units' figures on test windows, their census at the end, and its pictures."""
     table = unit_table(eve.model, eve.guide, test.at_most(2048))
     table.to_csv(folder / "units.csv", index=False)
     _save(plots.unit_bars(table), folder, "units")
+    census, history = fitted.tables["census"], fitted.history.copy()
+    rows, summary = final_census(table, census)
+    pd.concat([census, rows]).to_csv(folder / CENSUS, index=False)
+    for name, value in summary.items():
+        history.loc[history.index[-1], name] = value
+    history.to_csv(folder / "history.csv", index=False)
+    for site, layer in census[census["split"] == "train"].groupby("site"):
+        _save(plots.census_map(layer), folder, f"census_{site}")
 
 
 def shown_windows(windows: Windows) -> Windows:

@@ -79,8 +79,8 @@ def unit_bars(table: pd.DataFrame) -> Figure:
 
 
 def census_map(census: pd.DataFrame) -> Figure:
-    """Draw a layer's ``census`` of one split: heat maps, units by step, of energy against the band and of KL; the share of
-    each state through training; every unit's beta at the end.
+    """Draw a layer's ``census`` of one split: heat maps (units by step) of energy against the band and of KL; the share
+    of each state through training; every unit's beta at the end.
     """
     figure, axes = _grid(4, 2)
     energy, kl = (census.pivot(index="unit", columns="step", values=name) for name in ("energy", "kl"))

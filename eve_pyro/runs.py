@@ -12,7 +12,8 @@ from eve_pyro.build import Built, build
 from eve_pyro.config import Config, from_toml, to_toml
 from eve_pyro.data import Scaler, Split
 
-CONFIG, SCALER, WEIGHTS, TWIN, METRICS = "config.toml", "scaler.json", "weights.safetensors", "twin", "metrics.json"
+CONFIG, SCALER, WEIGHTS, TWIN = "config.toml", "scaler.json", "weights.safetensors", "twin"
+METRICS, CENSUS = "metrics.json", "census.csv"
 
 
 @dataclass(frozen=True)

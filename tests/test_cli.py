@@ -94,6 +94,12 @@ def test_a_recipe_takes_overrides(here, run):
     code, _, _ = run("fit", "data.csv", *TINY, *options)
     assert code == 0
     assert "num_particles = 2" in (here / "p" / "config.toml").read_text()
+    code, out, _ = run("census", "p")
+    assert code == 0
+    assert all(word in out for word in ("eve.z, test", "eve.z, train", "eve.z, val", "inside mass"))
+    last = pd.read_csv(here / "p" / "history.csv").iloc[-1]
+    assert last["test_inside_mass"] + last["test_too_low"] + last["test_too_high"] == pytest.approx(1)
+    assert (here / "p" / "figures" / "census_eve.z.png").is_file()
 
 
 def test_without_out_runs_get_names_of_their_own(here, run):
@@ -103,6 +109,10 @@ def test_without_out_runs_get_names_of_their_own(here, run):
 
 
 BAD_CALLS = [
+    (("census", "."), ". holds no census"),
+    (("fit", "data.csv", "--c-min", "1"), "c_min <= c_max"),
+    (("fit", "data.csv", "--target", "-1"), "option control.target = -1"),
+    (("fit", "data.csv", "--regime", "penalty", "--epochs", "1"), "a warm-up of 64 steps leaves nothing"),
     (("fit", "gone.csv"), "no such file: gone.csv"),
     (("fit", "data.csv", "--units", "0"), "option model.units = 0"),
     (("fit", "data.csv", "--guide", "flow"), "option guide.guide = 'flow'"),

@@ -49,7 +49,7 @@ class LayerControl:
 
     @property
     def aim(self) -> Band:
-        """What the regime aims at in training: the band, or under homeostasis its inner part as validation will see it.
+        """What the regime aims at in training: the band, or under homeostasis its inner part, moved for unseen windows.
 
         A unit that is pulled out of its band settles a little outside of its goal: with the edge as the goal it would
         stay outside for good. And unseen windows, without dropout, have other energies than training's, by a factor of

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -94,3 +95,18 @@ def state_names(states: dict[str, Tensor]) -> list[str]:
     order = ("dead", "saturated", "collapsed", "drifting", "too_low", "too_high", "living")
     count = len(states["living"])
     return [next(name for name in order if states[name][unit]) for unit in range(count)]
+
+
+def final_census(units: pd.DataFrame, census: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Judge a ``unit_table`` by the bands that a training's ``census`` ended with.
+
+    Returns rows as the census has them, of split ``test``, and their summary, named ``test_*``.
+    """
+    last = census[census["step"] == census["step"].max()].drop_duplicates(["site", "unit"])
+    bands = last[["step", "epoch", "site", "unit", "low", "high", "beta"]]
+    table = bands.merge(units, on=["site", "unit"], validate="one_to_one").assign(split="test")
+    columns = {name: torch.tensor(table[name].to_numpy()) for name in ("kl", "energy", "scale", "low", "high")}
+    figures = UnitFigures(columns["kl"], columns["energy"], columns["scale"])
+    states = judge(figures, columns["low"], columns["high"])
+    rows = table.assign(state=state_names(states))[list(census.columns)]
+    return rows, {f"test_{name}": value for name, value in summary(states, figures).items()}
