@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eve_pyro.build import Built, build
+    from eve_pyro.builder import Built, build
     from eve_pyro.config import Config, load_recipe
     from eve_pyro.control.steering import Steering
     from eve_pyro.data import Panel, Scaler, Split, Splits, Windows, latest_windows, make_windows, standard_split
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eve_pyro.runs import load_run, save_run
 
 _HOMES = {
-    "build": ("Built", "build"),
+    "builder": ("Built", "build"),
     "config": ("Config", "load_recipe"),
     "control.steering": ("Steering",),
     "data": ("Panel", "Scaler", "Split", "Splits", "Windows", "latest_windows", "make_windows", "standard_split"),

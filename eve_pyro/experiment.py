@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from eve_pyro import plots
-from eve_pyro.build import Built, build
+from eve_pyro.builder import Built, build
 from eve_pyro.config import Config
 from eve_pyro.data import Panel, Windows, latest_windows, make_windows
 from eve_pyro.diagnostics.census import final_census

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from eve_pyro.build import Built, build
+from eve_pyro.builder import Built, build
 from eve_pyro.config import Config, from_toml, to_toml
 from eve_pyro.data import Scaler, Split
 

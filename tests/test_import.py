@@ -3,6 +3,9 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+import eve_pyro
 
 SNAPSHOT = """
     import logging, os, pkgutil, importlib, warnings
@@ -82,3 +85,9 @@ def test_every_public_name_is_there_and_an_unknown_one_is_an_attribute_error():
         raise AssertionError
     """
     )
+
+
+def test_no_public_name_is_hidden_by_a_module_of_the_same_name():
+    """A submodule, once imported, would take the place of the lazy name."""
+    modules = {path.stem for path in Path(eve_pyro.__file__).parent.iterdir()}
+    assert not modules & set(eve_pyro.__all__)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_panel
 
-from eve_pyro.build import build
+from eve_pyro.builder import build
 from eve_pyro.config import check, from_toml, load_recipe, recipe_names, to_toml
 from eve_pyro.data import Scaler, Split, make_windows
 from eve_pyro.guides import PointGuide
