@@ -267,6 +267,7 @@ def test_controllers_keep_their_state():
 
     layer = LayerControl(first.steering, UNITS, torch.full((UNITS,), 0.5), 6)
     layer.observe(torch.rand(UNITS), torch.rand(UNITS), torch.rand(UNITS))
+    layer.compare(torch.rand(UNITS))
     layer.thermostat.act()
     layer.calibration.act(torch.rand(UNITS))
     first.layers["eve.z"] = layer
@@ -274,5 +275,5 @@ def test_controllers_keep_their_state():
     copy = LayerControl(second.steering, UNITS, torch.full((UNITS,), 0.5), 6)
     copy.load(second._saved["eve.z"])
     for ours, theirs in zip(layer.state().values(), copy.state().values(), strict=True):
-        assert ours == theirs if isinstance(ours, float) else (ours == theirs).all()
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
     assert (copy.band.low == layer.band.low).all()
