@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from eve_pyro.builder import Built, build
 from eve_pyro.config import Config, from_toml, to_toml
 from eve_pyro.data import Scaler, Split
+from eve_pyro.infer.programs import check_weights
 
 CONFIG, SCALER, WEIGHTS, TWIN = "config.toml", "scaler.json", "weights.safetensors", "twin"
 METRICS, CENSUS = "metrics.json", "census.csv"
@@ -100,16 +101,7 @@ def _load_weights(path: Path, built: Built) -> Built:
         found = load_file(str(path))
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from None
-    wanted = built.weights().state_dict()
-    for name, value in wanted.items():
-        if name not in found:
-            raise ValueError(f"{path} does not fit its configuration: it has no {name!r}")
-        if found[name].shape != value.shape:
-            shapes = f"{tuple(found[name].shape)} instead of {tuple(value.shape)}"
-            raise ValueError(f"{path} does not fit its configuration: {name!r} is {shapes}")
-    extra = sorted(set(found) - set(wanted))
-    if extra:
-        raise ValueError(f"{path} does not fit its configuration: it holds {extra[0]!r}, which the model has not")
+    check_weights(path, found, built.weights().state_dict())
     built.weights().load_state_dict(found)
     built.weights().eval()
     return built

@@ -9,6 +9,7 @@ from test_fit import LinearGuide, plain_pair
 
 from eve_pyro.control.band import Band, BandPenalty, heterogeneous_band, hinge, homogeneous_band, ramp
 from eve_pyro.control.laws import ArShare, BandCalibration, Thermostat, ema, homeostat_factors, projection_factors
+from eve_pyro.control.layer import LayerControl
 from eve_pyro.control.regimes import Control
 from eve_pyro.control.steering import Steering
 from eve_pyro.infer.fit import Training, fit
@@ -262,18 +263,19 @@ def test_a_warm_up_longer_than_the_training_is_refused(windows):
 
 
 def test_controllers_keep_their_state():
-    first, second = (Control(Steering("homeostasis", calibrate=True)) for _ in range(2))
-    from eve_pyro.control.regimes import LayerControl
-
-    layer = LayerControl(first.steering, UNITS, torch.full((UNITS,), 0.5), 6)
+    steering = Steering("homeostasis", calibrate=True)
+    layer = LayerControl(steering, torch.full((UNITS,), 0.5), 6)
     layer.observe(torch.rand(UNITS), torch.rand(UNITS), torch.rand(UNITS))
     layer.compare(torch.rand(UNITS))
     layer.thermostat.act()
     layer.calibration.act(torch.rand(UNITS))
-    first.layers["eve.z"] = layer
-    second.load_state_dict(first.state_dict())
-    copy = LayerControl(second.steering, UNITS, torch.full((UNITS,), 0.5), 6)
-    copy.load(second._saved["eve.z"])
+    copy = LayerControl.restored(steering, layer.state(), torch.device("cpu"))
     for ours, theirs in zip(layer.state().values(), copy.state().values(), strict=True):
         assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
     assert (copy.band.low == layer.band.low).all()
+
+
+def test_a_checkpoint_steered_otherwise_is_refused():
+    saved = Control(Steering("homeostasis", target=0.1)).state_dict()
+    with pytest.raises(ValueError, match=r"steered with target = 0\.1, not 0\.2"):
+        Control(Steering("homeostasis", target=0.2)).load_state_dict(saved)

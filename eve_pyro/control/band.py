@@ -44,6 +44,10 @@ class Band:
         """Return the band of this ``share`` of the width, in logs, around the same centre."""
         return Band(self.centre * (self.low / self.centre) ** share, self.centre * (self.high / self.centre) ** share)
 
+    def to(self, device: torch.device) -> "Band":
+        """Return the band on ``device``."""
+        return Band(self.low.to(device), self.high.to(device))
+
     def scaled(self, low: float | Tensor, high: float | Tensor) -> "Band":
         """Return the band with its lows and its highs multiplied by a factor each, one for all or one a unit."""
         return Band(self.low * low, self.high * high)

@@ -77,12 +77,15 @@ class Census(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was written down so far, for a checkpoint."""
-        return {"signals": self.signals, "units": self.units, "before": self.before, "best": self.best}
+        recent = {"totals": self.recent.totals, "windows": self.recent.windows}
+        kept = {"signals": self.signals, "units": self.units, "before": self.before, "best": self.best}
+        return kept | {"recent": recent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.signals, self.units = state_dict["signals"], state_dict["units"]
         self.before, self.best = state_dict["before"], state_dict["best"]
+        self.recent = Tally(**state_dict["recent"])
 
     def _record(
         self, trainer: L.Trainer, split: str, layers: dict[str, UnitFigures], drifted: dict[str, Tensor] | None = None

@@ -1,6 +1,7 @@
 """The census: which state each unit of a layer is in, from figures alone. Source: arXiv 2602.18250."""
 
 import math
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pandas as pd
@@ -27,12 +28,12 @@ class UnitFigures(NamedTuple):
     scale: Tensor
 
 
+@dataclass
 class Tally:
     """Averages the figures of every layer over batches, each window with the same weight."""
 
-    def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = {}
-        self.windows = 0
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    windows: int = 0
 
     def add(self, terms: ELBOTerms) -> None:
         """Take in a batch."""
@@ -40,7 +41,7 @@ class Tally:
         self.windows += count
         for site, units in terms.units.items():
             figures = count * torch.stack([units.kl.mean(0), units.energy, units.scale]).detach()
-            self.totals[site] = self.totals[site] + figures if site in self.totals else figures
+            self.totals[site] = self.totals[site].to(figures) + figures if site in self.totals else figures
 
     def take(self) -> dict[str, Tensor]:
         """Return the averages by site, (3, N) in the order of ``UnitFigures``, and start anew."""

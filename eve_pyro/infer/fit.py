@@ -1,36 +1,36 @@
 """Training: any model and guide, one local ELBO, on Lightning's loop."""
 
 import logging
-import math
-import tempfile
+import os
+import pickle
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import pandas as pd
-import pyro
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 from eve_pyro.data import Splits, Windows
+from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience
 from eve_pyro.infer.local_elbo import LocalELBO
-from eve_pyro.infer.predictive import predict
-from eve_pyro.infer.programs import StoreParameters, check_accelerator, store_parameters
-from eve_pyro.infer.scores import marginal_scores
+from eve_pyro.infer.programs import check_accelerator, check_weights, store_parameters
+from eve_pyro.infer.task import Task
 from eve_pyro.infer.training import Training
-from eve_pyro.protocols import Batch, Controller, Guide, Model
+from eve_pyro.protocols import Controller, Guide, Model
 
 with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
     import lightning as L
-    from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
     from lightning.pytorch.loggers import TensorBoardLogger
 
-VALIDATION_DRAWS = 16
+MACHINE_OPTIONS = ("accelerator", "progress")  # may differ where a training goes on
 
 
 @dataclass(frozen=True)
@@ -48,99 +48,6 @@ class Fit:
     stopped: str
 
 
-class Task(L.LightningModule):
-    """A model, a guide and their local ELBO as Lightning sees them: losses a value, terms apart."""
-
-    def __init__(
-        self, model: Model, guide: Guide, elbo: LocalELBO, training: Training, stored: dict[str, Tensor]
-    ) -> None:
-        super().__init__()
-        self.model, self.guide, self.elbo, self.training_options = model, guide, elbo, training
-        self.stored = StoreParameters(stored)
-        self.not_finite: int | None = None
-
-    def training_step(self, batch: Batch, index: int) -> Tensor | None:
-        """Return the loss a value; a loss that is not finite ends the training before it reaches a weight."""
-        with pyro.validation_enabled(self.global_step == 0):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *batch) / batch.future.numel()
-        if not torch.isfinite(loss):
-            self.not_finite, self.trainer.should_stop = self.global_step, True
-            return None
-        self._log_terms("train", loss.detach(), batch)
-        return loss
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Log the same terms without gradients, and the CRPS of the forecast."""
-        with pyro.validation_enabled(False):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *batch) / batch.future.numel()
-            self._log_terms("val", loss.detach(), batch)
-            crps = torch.full_like(loss, math.nan)
-            # Weights can be lost while the loss is still a number: no covariance comes of them.
-            with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-                if torch.isfinite(loss):
-                    prediction = predict(self.model, self.guide, batch.context, VALIDATION_DRAWS)
-                    crps = marginal_scores(prediction, batch.future)["crps"].mean()
-        self.log("val_crps", crps, batch_size=len(batch.future), prog_bar=True)
-
-    def on_after_backward(self) -> None:
-        """Refuse, at the first step, to leave parameters of the param store as they are without a word."""
-        if self.global_step > 0:
-            return
-        silent = [name for name, value in self.stored.named.items() if value.grad is None]
-        if silent or not any(p.grad is not None for p in self._trained()):
-            raise ValueError(
-                f"the loss does not reach {silent[0] if silent else 'any parameter'!r}: Pyro's param store may hold "
-                "another program's parameters of this name; call pyro.clear_param_store() or rename them"
-            )
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, one cycle over all steps."""
-        options = self.training_options
-        optimizer = torch.optim.AdamW(self._trained(), lr=options.learning_rate, weight_decay=options.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, max(steps, 2), pct_start=0.15)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
-
-    def _trained(self) -> list[Tensor]:
-        own = {id(p): p for p in self.parameters() if p.requires_grad}
-        return list((own | {id(t): t for t in self.stored.named.values()}).values())
-
-    def _log_terms(self, split: str, loss: Tensor, batch: Batch) -> None:
-        terms, horizon = self.elbo.terms, batch.future.shape[-1]
-        values = {"loss": loss, "log_likelihood": terms.log_likelihood.mean() / horizon}
-        values["kl"] = sum((units.kl.mean(0).sum() for units in terms.units.values()), start=loss.new_zeros(()))
-        if terms.predictive is not None:
-            values["predictive"] = terms.predictive.mean() / horizon
-        values |= terms.penalties
-        named = {f"{split}_{name}": value for name, value in values.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(batch.future))
-
-
-class History(Callback):
-    """Keeps one row an epoch and writes all tables as it goes, so that a killed run leaves what it had."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder, self.begin = folder, time.monotonic()
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Add the epoch's row."""
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": time.monotonic() - self.begin}
-        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        self.rows.append(row)
-        if self.folder is not None:
-            for name, table in self.tables(trainer).items():
-                table.to_csv(self.folder / f"{name}.csv", index=False)
-
-    def tables(self, trainer: Any) -> dict[str, pd.DataFrame]:
-        """Return all rows so far as ``history``, and the tables of all callbacks that keep some."""
-        kept = [callback for callback in trainer.callbacks if callback is not self and hasattr(callback, "tables")]
-        tables = {"history": pd.DataFrame(self.rows)}
-        for callback in kept:
-            tables |= callback.tables()
-        return tables
-
-
 def fit(
     model: Model,
     guide: Guide,
@@ -150,62 +57,77 @@ def fit(
     *,
     control: Controller | None = None,
     log_dir: str | Path | None = None,
+    resume: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Fit:
     """Train ``model`` and ``guide`` in place on ``windows.train`` and leave them with the best epoch's weights.
 
     Modules are trained as they are; plain functions by the parameters they keep in Pyro's param store. The loss is the
     local ELBO divided by the number of values. ``control``, such as ``Steering("homeostasis")``, steers the units while
-    they train and takes the census of their states. With a ``log_dir``, the history, the tables and TensorBoard's files
-    go there.
+    they train and takes the census of their states. With a ``log_dir``, the history, the tables, TensorBoard's files
+    and, after each epoch, a checkpoint go there; ``resume`` goes on from that checkpoint, if there is one, and ends as
+    a training that was never stopped. Started by ``torchrun``, the processes share each batch (see ``processes``).
+
     The global random state is left as it was; a seed repeats exactly on one machine. Raises ValueError where nothing
-    can be trained, or where the loss is not finite before any epoch was good; later, the best epoch is kept.
+    can be trained, where a checkpoint does not fit, or where the loss is not finite before any epoch was good; later,
+    the best epoch is kept.
     """
     elbo, training = elbo or LocalELBO(), training or Training()
     steering = [] if control is None else control.callbacks()
     check_accelerator(training.accelerator)
-    begin = time.monotonic()
     folder = None if log_dir is None else Path(log_dir)
+    if folder is None and resume:
+        raise ValueError("resume needs the log_dir that holds the checkpoint")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    history = History(folder)
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, _quiet_lightning():
+    monitor = None if training.monitor == "last" else f"val_{training.monitor}"
+    history, keeper = History(folder), Keeper(monitor)
+    with torch.random.fork_rng(), _quiet_lightning():
         stored = store_parameters(model, guide, *windows.train[:2])
         torch.manual_seed(training.seed)
         task = Task(model, guide, elbo, training, stored)
-        if not task._trained():
-            raise ValueError(
-                "found no parameters to train: pass modules, or functions that call pyro.param(...) or pyro.module(...)"
-            )
-        monitor = None if training.monitor == "last" else f"val_{training.monitor}"
-        keeper = ModelCheckpoint(scratch, monitor=monitor, save_weights_only=True, save_on_train_epoch_end=True)
+        _check_parameters(task)
         trainer = L.Trainer(
             accelerator=training.accelerator,
-            devices=1,
+            **processes(),
             max_epochs=training.epochs,
             gradient_clip_val=training.clip,
             logger=[TensorBoardLogger(folder, name="tensorboard", version="")] if folder else False,
-            callbacks=[*steering, *callbacks, *_stopping(monitor, training), history, keeper, *_progress(training)],
+            callbacks=[*steering, *callbacks, *_stopping(monitor, training), history, keeper, *_saving(folder)],
+            enable_checkpointing=folder is not None,
             enable_progress_bar=training.progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
+            use_distributed_sampler=False,
         )
-        train, validation = _loaders(windows, training)
-        trainer.fit(task, train, validation)
+        train, validation = _loaders(windows, training, trainer)
+        checkpoint = _checkpoint(folder, task) if folder is not None and resume else None
+        trainer.fit(task, train, validation, ckpt_path=checkpoint, weights_only=True)
         if task.not_finite is not None and task.not_finite < len(train):
             raise ValueError(
                 f"the loss was not finite at step {task.not_finite}, before a first epoch was done: lower the learning "
                 "rate or check the data"
             )
-        weights = torch.load(keeper.best_model_path, weights_only=True)
-        task.load_state_dict(weights["state_dict"])
+        task.load_state_dict(keeper.weights)
     for program in (model, guide):
-        if isinstance(program, torch.nn.Module):
+        if isinstance(program, nn.Module):
             program.eval()
     tables = history.tables(trainer)
-    done = time.monotonic() - begin
-    return Fit(tables.pop("history"), tables, int(weights["epoch"]), done, _why(task, trainer, training))
+    assert keeper.epoch is not None
+    return Fit(tables.pop("history"), tables, keeper.epoch, history.seconds, _why(task, trainer, training))
+
+
+def processes() -> dict[str, Any]:
+    """Return how many processes train together, as the Trainer's options: those of ``torchrun``, else one.
+
+    Each takes its share of every batch; gradients and the units' statistics are averaged over all before anything acts
+    on them, so that all processes hold the same weights and the same controllers.
+    """
+    if not torch.distributed.is_torchelastic_launched():
+        return {"devices": 1}
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return {"devices": here, "num_nodes": everywhere // here, "strategy": "ddp_find_unused_parameters_true"}
 
 
 @contextmanager
@@ -219,6 +141,7 @@ def _quiet_lightning() -> Iterator[None]:
             "`training_step` returned `None`",
             "`lr_scheduler.step",
             "LeafSpec",
+            "Checkpoint directory .* exists",
         ):
             warnings.filterwarnings("ignore", f".*{expected}")
         for logger in loggers:
@@ -230,28 +153,69 @@ def _quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _loaders(windows: Splits, training: Training) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    def loader(part: Windows, shuffle: bool) -> DataLoader[Any]:
-        generator = torch.Generator().manual_seed(training.seed)
-        full = shuffle and len(part) >= training.batch_size  # a small last batch would weigh as much as a full one
+def _check_parameters(task: Task) -> None:
+    if not task.trained():
+        raise ValueError(
+            "found no parameters to train: pass modules, or functions that call pyro.param(...) or pyro.module(...)"
+        )
+    bare = [name for name, value in task.stored.named.items() if not isinstance(value, nn.Parameter)]
+    if bare and torch.distributed.is_torchelastic_launched():
+        raise ValueError(
+            f"parameter {bare[0]!r} comes from a bare pyro.param(...), whose gradients several processes do not share: "
+            "make it an nn.Parameter of a module, or train in one process"
+        )
+
+
+def _loaders(windows: Splits, training: Training, trainer: L.Trainer) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    world = trainer.world_size
+    if training.batch_size % world:
+        raise ValueError(f"a batch of {training.batch_size} windows does not divide among {world} processes")
+
+    def loader(part: Windows, train: bool) -> DataLoader[Any]:
+        sampler = DistributedSampler(
+            part, world, trainer.global_rank, shuffle=train, seed=training.seed % 2**62  # type: ignore[arg-type]
+        )  # fmt: skip
+        full = train and len(part) >= training.batch_size  # a small last batch would weigh as much as a full one
         return DataLoader(
             part,  # type: ignore[arg-type]
-            training.batch_size,
-            shuffle=shuffle,
+            training.batch_size // world,
+            sampler=sampler,
             drop_last=full,
             collate_fn=lambda batch: batch,
-            generator=generator,
         )
 
     return loader(windows.train, True), loader(windows.validation.at_most(training.validation_windows), False)
 
 
 def _stopping(monitor: str | None, training: Training) -> list[Callback]:
-    return [] if monitor is None else [EarlyStopping(monitor, patience=training.patience)]
+    progress: list[Callback] = [RichProgressBar(leave=False)] if training.progress else []
+    return progress if monitor is None else [Patience(monitor, patience=training.patience), *progress]
 
 
-def _progress(training: Training) -> list[Callback]:
-    return [RichProgressBar(leave=False)] if training.progress else []
+def _saving(folder: Path | None) -> list[Callback]:
+    if folder is None:
+        return []
+    name = Path(CHECKPOINT).stem
+    return [ModelCheckpoint(folder, name, enable_version_counter=False, save_on_train_epoch_end=True)]
+
+
+def _checkpoint(folder: Path, task: Task) -> Path | None:
+    """Return the checkpoint in ``folder``, or None; ValueError for one that is broken or of another training."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return None
+    try:
+        if not is_zipfile(path):
+            raise OSError("it is broken or no checkpoint")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        before, weights = saved["training"], saved["state_dict"]
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"cannot read the checkpoint {path}: {error}") from None
+    for name, value in asdict(task.training_options).items():
+        if name not in MACHINE_OPTIONS and before.get(name) != value:
+            raise ValueError(f"{path} was trained with {name} = {before.get(name)!r}, not {value!r}: resume it so")
+    check_weights(path, weights, task.state_dict())
+    return path
 
 
 def _why(task: Task, trainer: L.Trainer, training: Training) -> str:

@@ -1,7 +1,8 @@
 """Modules and plain functions alike: where a program's parameters are, and how to run it for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -64,6 +65,19 @@ def check_accelerator(name: str) -> None:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(name, True):
         raise ValueError(f"this machine has no {name}: use --accelerator cpu or auto")
+
+
+def check_weights(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, by name, where the weights ``found`` at ``path`` are not those ``wanted``."""
+    for name, value in wanted.items():
+        if name not in found:
+            raise ValueError(f"{path} does not fit its configuration: it has no {name!r}")
+        if found[name].shape != value.shape:
+            shapes = f"{tuple(found[name].shape)} instead of {tuple(value.shape)}"
+            raise ValueError(f"{path} does not fit its configuration: {name!r} is {shapes}")
+    extra = sorted(set(found) - set(wanted))
+    if extra:
+        raise ValueError(f"{path} does not fit its configuration: it holds {extra[0]!r}, which the model has not")
 
 
 def device_of(program: Any) -> torch.device:

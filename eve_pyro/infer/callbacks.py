@@ -1,0 +1,88 @@
+"""What a training keeps: its history, its best weights, a checkpoint to go on from."""
+
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
+    import lightning as L
+    from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+CHECKPOINT = "checkpoint.ckpt"
+
+
+class History(Callback):
+    """Keeps one row an epoch and writes all tables as it goes, so that a killed run leaves what it had."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.begin = folder, time.monotonic()
+        self.rows: list[dict[str, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        return time.monotonic() - self.begin
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Add the epoch's row."""
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": self.seconds}
+        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        self.rows.append(row)
+        if self.folder is not None and trainer.is_global_zero:
+            for name, table in self.tables(trainer).items():
+                table.to_csv(self.folder / f"{name}.csv", index=False)
+
+    def tables(self, trainer: Any) -> dict[str, pd.DataFrame]:
+        """Return all rows so far as ``history``, and the tables of all callbacks that keep some."""
+        kept = [callback for callback in trainer.callbacks if callback is not self and hasattr(callback, "tables")]
+        tables = {"history": pd.DataFrame(self.rows)}
+        for callback in kept:
+            tables |= callback.tables()
+        return tables
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows and the time spent, for a checkpoint."""
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.rows = state_dict["rows"]
+        self.begin -= state_dict["seconds"]
+
+
+class Keeper(Callback):
+    """Keeps a copy of the weights of the epoch with the lowest ``monitor``, or of the last where there is none."""
+
+    def __init__(self, monitor: str | None) -> None:
+        self.monitor, self.best = monitor, math.inf
+        self.epoch: int | None = None
+        self.weights: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Copy the weights if they are the best so far."""
+        score = float(trainer.callback_metrics[self.monitor]) if self.monitor else -math.inf
+        if self.epoch is None or score < self.best or not self.monitor:
+            self.best = math.inf if math.isnan(score) else score
+            self.epoch = trainer.current_epoch
+            self.weights = {name: value.detach().clone() for name, value in task.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept, for a checkpoint."""
+        return {"best": self.best, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best, self.epoch, self.weights = state_dict["best"], state_dict["epoch"], state_dict["weights"]
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stopping, which a training that is taken up again after it had stopped does not forget."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stay stopped."""
+        trainer.should_stop = self.wait_count >= self.patience
