@@ -1,6 +1,8 @@
-"""The command line: ``eve-pyro demo``, ``fit``, ``forecast``, ``evaluate``, ``census``."""
+"""The command line: one command a function, and ``main``, which turns what a user got wrong into one line."""
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from eve_pyro import cli_bench
+from eve_pyro.cli_data import Data, read_panel, with_standard_rows
 from eve_pyro.options import config_options
 
 if TYPE_CHECKING:
@@ -25,13 +29,6 @@ app = typer.Typer(
     help="Forecasters whose neurons are distributions.\n\n"
     "Start with [bold]eve-pyro demo[/bold], then [bold]eve-pyro fit DATA --context 96 --horizon 24 --twin[/bold].",
 )
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="A CSV or Parquet file, long (unique_id, ds, y) or wide (timestamps first); or the word demo.",
-        show_default=False,
-    ),
-]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
 
 
@@ -70,6 +67,18 @@ def demo(
 
 
 @app.command()
+def resume(run: RunFolder, data: Data) -> None:
+    """Go on with a run that was stopped: it ends as if it never had been.
+
+    Example: eve-pyro resume runs/etth1 ETTh1.csv
+    """
+    from eve_pyro.experiment import resume_experiment
+
+    panel = read_panel(data)
+    _show(run, data, lambda say: resume_experiment(panel, run, say))
+
+
+@app.command()
 def forecast(
     run: RunFolder,
     data: Data,
@@ -91,7 +100,7 @@ def forecast(
     from eve_pyro.infer.forecast import forecast as draw
 
     wanted = _levels(levels)
-    loaded, panel = _load(run), _panel(data)
+    loaded, panel = _load(run), read_panel(data)
     _check_free(out)
     options = loaded.config.data
     windows = latest_windows(panel, options.context_length, options.horizon, loaded.scaler)
@@ -120,7 +129,7 @@ def evaluate(
     from eve_pyro.naive import naive_scores
     from eve_pyro.runs import write_json
 
-    loaded, panel = _load(run), _panel(data)
+    loaded, panel = _load(run), read_panel(data)
     if out is not None:
         _check_free(out)
     test = _test_windows(loaded, panel)
@@ -163,6 +172,9 @@ def census(run: RunFolder) -> None:
     Console().print(table)
 
 
+app.command("compare-regimes")(cli_bench.compare_regimes)
+
+
 def main() -> None:
     """Run the command line; what a user got wrong ends as one line and exit code 2."""
     try:
@@ -184,28 +196,29 @@ def _complain(message: str) -> None:
 
 def _train(data: str, recipe: str, out: Path | None, twin: bool, overrides: dict[str, Any]) -> None:
     from eve_pyro.config import load_recipe
-    from eve_pyro.data import standard_split
     from eve_pyro.experiment import run_experiment
     from eve_pyro.runs import free_folder
 
-    if not {"rows", "validation", "test"} & set(overrides):
-        rows = standard_split(Path(data).stem).rows
-        overrides = overrides | ({"rows": rows} if rows else {})
-    config, panel = load_recipe(recipe, overrides), _panel(data)
+    if out is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("several processes train together: name their run folder with --out")
+    config, panel = load_recipe(recipe, with_standard_rows(data, overrides)), read_panel(data)
     folder = out or free_folder(Path("runs") / Path(data).stem)
+    _show(folder, data, lambda say: run_experiment(panel, config, folder, twin, say))
+
+
+def _show(folder: Path, data: str, run: Callable[[Callable[[str], None]], Any]) -> None:
+    """Run an experiment, print its scores and files; say how to go on where it is stopped."""
     console = Console()
-    scores = run_experiment(panel, config, folder, twin, say=lambda text: console.print(text, highlight=False))
-    _print_scores(scores, None)
-    console.print(
-        f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", highlight=False, soft_wrap=True
-    )
-
-
-def _panel(data: str) -> "Panel":
-    from eve_pyro.data import Panel
-    from eve_pyro.data.demo import seattle_weather
-
-    return seattle_weather() if data == "demo" else Panel.from_file(data)
+    try:
+        scores = run(lambda text: console.print(text, highlight=False))
+    except KeyboardInterrupt:
+        if (folder / "history.csv").exists():
+            console.print(f"stopped; go on with: eve-pyro resume {folder} {data}", highlight=False, soft_wrap=True)
+        raise
+    if scores:
+        _print_scores(scores, None)
+        files = ", ".join(sorted(path.name for path in folder.iterdir()))
+        console.print(f"{folder}: {files}", highlight=False, soft_wrap=True)
 
 
 def _load(folder: Path) -> "Run":

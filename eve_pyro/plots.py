@@ -3,12 +3,13 @@
 Every function returns a matplotlib ``Figure`` made without pyplot: nothing global changes, nothing must be closed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -100,6 +101,30 @@ def census_map(census: pd.DataFrame) -> Figure:
     last = census[census["step"] == energy.columns.max()]
     axes[3].bar(last["unit"], last["beta"], width=1.0, color=BLUE)
     axes[3].set(xlabel="unit", ylabel="beta (price of a nat)")
+    return figure
+
+
+def regime_scatter(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
+    """Draw CRPS and joint log score against the inside mass on validation, a point a variant (mean and deviation over
+    seeds), a colour a regime. ``labels`` name the columns that tell variants apart, ``regime`` first.
+    """
+    figure, axes = _grid(2, 2)
+    colours = dict(zip(rows["regime"].unique(), (INK, BLUE, ORANGE, GREEN), strict=False))
+    for key, group in rows.groupby(list(labels), sort=False):
+        colour, name = colours[key[0]], ", ".join(str(part) for part in key[1:] if part != "-")
+        for ax, score in zip(axes, ("crps", "joint_log_score"), strict=True):
+            x, y = group["val_inside_mass"], group[score]
+            ax.errorbar(
+                x.mean(), y.mean(), xerr=x.std() if len(x) > 1 else None, yerr=y.std() if len(y) > 1 else None,
+                color=colour, fmt="o", ms=5, lw=1,
+            )  # fmt: skip
+            ax.annotate(name, (x.mean(), y.mean()), xytext=(4, 4), textcoords="offset points", fontsize=6, color=colour)
+    axes[0].set_ylabel("test CRPS (scaled data)")
+    axes[1].set_ylabel("test joint log score (nats a value)")
+    for ax in axes:
+        ax.set(xlabel="inside mass on validation", xlim=(-0.04, 1.04))
+    handles = [Line2D([], [], color=colour, marker="o", ls="", label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 

@@ -49,21 +49,17 @@ def free_folder(folder: Path) -> Path:
     return free
 
 
-def save_run(folder: str | Path, config: Config, scaler: Scaler, eve: Built, twin: Built | None = None) -> None:
-    """Write configuration, scaler and weights into ``folder``."""
-    folder = Path(folder)
+def save_setup(folder: Path, config: Config, scaler: Scaler, twin: bool) -> None:
+    """Write what a run needs to be taken up again: configuration, scaler, and a folder for its twin if it has one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
     write_json(folder / SCALER, asdict(scaler))
-    _save_weights(folder / WEIGHTS, eve)
-    if twin is not None:
+    if twin:
         (folder / TWIN).mkdir(exist_ok=True)
-        _save_weights(folder / TWIN / WEIGHTS, twin)
 
 
-def load_run(folder: str | Path) -> Run:
-    """Read a run back; ValueError names the file that is missing, broken, or does not fit the configuration."""
-    folder = Path(folder)
+def load_setup(folder: Path) -> tuple[Config, Scaler]:
+    """Read configuration and scaler; ValueError names the file that is missing or broken."""
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no run: there is no {CONFIG} in it")
     config = from_toml(folder / CONFIG)
@@ -72,6 +68,22 @@ def load_run(folder: str | Path) -> Run:
         scaler.check()
     except (OSError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"cannot read {folder / SCALER}: {error}") from None
+    return config, scaler
+
+
+def save_run(folder: str | Path, config: Config, scaler: Scaler, eve: Built, twin: Built | None = None) -> None:
+    """Write configuration, scaler and weights into ``folder``."""
+    folder = Path(folder)
+    save_setup(folder, config, scaler, twin is not None)
+    _save_weights(folder / WEIGHTS, eve)
+    if twin is not None:
+        _save_weights(folder / TWIN / WEIGHTS, twin)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run back; ValueError names the file that is missing, broken, or does not fit the configuration."""
+    folder = Path(folder)
+    config, scaler = load_setup(folder)
     eve = _load_weights(folder / WEIGHTS, build(config))
     path = folder / TWIN / WEIGHTS
     twin = _load_weights(path, build(config, twin=True)) if path.is_file() else None

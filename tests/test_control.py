@@ -42,7 +42,7 @@ def test_bands_by_hand():
         (lambda: heterogeneous_band(3, spread=0.5), "spread"),
         (lambda: BandPenalty({}, weight=-1.0), "cannot be negative"),
         (lambda: Thermostat(torch.ones(2), c_min=0.3, c_max=0.2), "c_min <= c_max"),
-        (lambda: Control(Steering(c_min=0.3, c_max=0.2)), "c_min <= c_max"),
+        (lambda: Steering(c_min=0.3, c_max=0.2).check(100), "c_min <= c_max"),
     ],
 )
 def test_contradictions_are_refused(make, message):

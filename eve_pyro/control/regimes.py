@@ -34,8 +34,6 @@ class Control(Callback):
     """
 
     def __init__(self, steering: Steering) -> None:
-        if steering.c_min > steering.c_max:
-            raise ValueError(f"the thermostat needs c_min <= c_max, not [{steering.c_min}, {steering.c_max}]")
         self.steering = steering
         self.layers: dict[str, LayerControl] = {}
         self.penalty = BandPenalty({}, steering.lambda_band)
@@ -50,15 +48,14 @@ class Control(Callback):
 
     def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
         """Check that the regime can act, and add the penalty."""
-        steering, steps = self.steering, int(trainer.estimated_stepping_batches)
+        steering = self.steering
+        steering.check(int(trainer.estimated_stepping_batches))
         self._beta = task.elbo.beta
         if self.moves_rows and not isinstance(task.guide, Steerable):
             raise ValueError(
                 f"regime {steering.regime!r} moves the rows of the guide, and {type(task.guide).__name__} does not say "
                 "which they are: give it a method unit_rows() (see eve_pyro.protocols.Steerable), or use 'penalty'"
             )
-        if steering.regime != "off" and steering.warmup >= steps:
-            raise ValueError(f"a warm-up of {steering.warmup} steps leaves nothing of a training of {steps} steps")
         for site, state in self._saved.items():
             self._add(site, LayerControl.restored(steering, state, task.device))
         self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)

@@ -34,6 +34,13 @@ class Steering:
     warmup: Annotated[int, Ge(0)] = option(64, "Steps before anything acts.")
     ramp: Annotated[int, Ge(0)] = option(96, "Steps over which the band penalty grows to its weight.")
 
+    def check(self, steps: int) -> None:
+        """Raise ValueError for contradictions, and for a warm-up as long as a training of ``steps`` steps."""
+        if self.c_min > self.c_max:
+            raise ValueError(f"the thermostat needs c_min <= c_max, not [{self.c_min}, {self.c_max}]")
+        if self.regime != "off" and self.warmup >= steps:
+            raise ValueError(f"a warm-up of {self.warmup} steps leaves nothing of a training of {steps} steps")
+
     def callbacks(self) -> list[Any]:
         """Return what acts, and then what takes the census, for one ``fit``."""
         from eve_pyro.control.regimes import Control

@@ -3,7 +3,7 @@
 import logging
 import os
 import pickle
-import time
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +103,8 @@ def fit(
         )
         train, validation = _loaders(windows, training, trainer)
         checkpoint = _checkpoint(folder, task) if folder is not None and resume else None
-        trainer.fit(task, train, validation, ckpt_path=checkpoint, weights_only=True)
+        with _interruptible():
+            trainer.fit(task, train, validation, ckpt_path=checkpoint, weights_only=True)
         if task.not_finite is not None and task.not_finite < len(train):
             raise ValueError(
                 f"the loss was not finite at step {task.not_finite}, before a first epoch was done: lower the learning "
@@ -153,6 +154,17 @@ def _quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Lightning makes an exit of it and stays deaf to the next one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
 def _check_parameters(task: Task) -> None:
     if not task.trained():
         raise ValueError(
@@ -172,7 +184,7 @@ def _loaders(windows: Splits, training: Training, trainer: L.Trainer) -> tuple[D
         raise ValueError(f"a batch of {training.batch_size} windows does not divide among {world} processes")
 
     def loader(part: Windows, train: bool) -> DataLoader[Any]:
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[Any] = DistributedSampler(
             part, world, trainer.global_rank, shuffle=train, seed=training.seed % 2**62  # type: ignore[arg-type]
         )  # fmt: skip
         full = train and len(part) >= training.batch_size  # a small last batch would weigh as much as a full one

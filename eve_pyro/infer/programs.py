@@ -1,5 +1,6 @@
 """Modules and plain functions alike: where a program's parameters are, and how to run it for evaluation."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,11 @@ def refuse_clashes(*programs: Any) -> None:
                         f"{type(program).__name__}'s: call pyro.clear_param_store(), or build the modules under "
                         "pyro.settings.set(module_local_params=True)"
                     )
+
+
+def is_leader() -> bool:
+    """Return whether this process is the one that writes and speaks, of those that train together."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def check_accelerator(name: str) -> None:

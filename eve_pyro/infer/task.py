@@ -46,7 +46,7 @@ class Task(L.LightningModule):
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Begin every epoch with a random state of its own: a training taken up again draws what it would have drawn."""
+        """Begin every epoch with a random state of its own, so that a resumed training draws what it would have."""
         if batch_idx == 0:
             source = np.random.SeedSequence([self.training_options.seed, self.current_epoch, self.global_rank])
             torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))

@@ -28,3 +28,7 @@ class Training:
     seed: Annotated[int, Ge(0), Lt(2**63)] = option(0, "Seed of initial weights, shuffling and draws.")
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("cpu", "Where to train.")
     progress: bool = option(True, "Show a progress bar.")
+
+    def steps(self, num_windows: int) -> int:
+        """Return how many steps a training on ``num_windows`` takes, if nothing stops it early."""
+        return self.epochs * max(1, num_windows // self.batch_size)

@@ -1,0 +1,1 @@
+"""Comparisons: the same data, seeds and budget with one thing swapped, a row a run."""

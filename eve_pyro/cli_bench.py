@@ -1,0 +1,96 @@
+"""The commands that compare trainings: ``eve-pyro compare-regimes``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eve_pyro.cli_data import Data, read_panel, with_standard_rows
+from eve_pyro.options import config_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Recipe = Annotated[str, typer.Option(help="factor, conditional, paper, or a TOML file such as a run's config.toml.")]
+Seeds = Annotated[str, typer.Option(help="Seeds to train each variant with, separated by commas.")]
+Draws = Annotated[int, typer.Option(help="Joint paths a window behind the scores.", min=2, max=1000)]
+
+
+@config_options
+def compare_regimes(
+    data: Data,
+    recipe: Recipe = "factor",
+    regimes: Annotated[
+        str, typer.Option(help="Regimes to compare; differences are to the first.")
+    ] = "off,penalty,projection,homeostasis",
+    seeds: Seeds = "0,1,2",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=V1,V2,...: values of a control option to cross with the regimes; may be repeated."),
+    ] = None,
+    draws: Draws = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the comparison. Default: runs/regimes-DATA. It may go on.")
+    ] = None,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Train the four regimes over several seeds and show accuracy against the inside mass of the units' bands.
+
+    Writes regimes.csv (a row a run), summary.csv and regimes.png. Called again, it goes on where it was stopped.
+
+    Example: eve-pyro compare-regimes ETTh1.csv --context 336 --horizon 96 --vary eta=0.05,0.15,0.45
+    """
+    from eve_pyro.bench.regimes import compare_regimes as compare
+    from eve_pyro.bench.regimes import parse_vary, regime_trials
+
+    chosen = with_standard_rows(data, overrides or {})
+    trials = regime_trials(
+        recipe, chosen, names(regimes, "--regimes"), numbers(seeds, "--seeds"), parse_vary(vary or [])
+    )
+    panel = read_panel(data)
+    console = Console()
+    folder = out or Path("runs") / f"regimes-{Path(data).stem}"
+    summary = compare(panel, trials, folder, draws, say=lambda text: console.print(text, highlight=False))
+    scores = ("crps", "joint_log_score", "mse", "val_inside_mass", "val_living", "test_inside_mass")
+    print_summary(summary, list(trials[0].labels), scores)
+    console.print(f"{folder}: regimes.csv, summary.csv, regimes.png", highlight=False, soft_wrap=True)
+
+
+def names(text: str, option: str) -> list[str]:
+    """Read words separated by commas, each once."""
+    words = [part.strip() for part in text.split(",")]
+    if not all(words) or len(set(words)) < len(words):
+        raise ValueError(f"{option} takes words separated by commas, each once, not {text!r}")
+    return words
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Read whole numbers separated by commas, each once."""
+    words = names(text, option)
+    if not all(word.isdecimal() for word in words):
+        raise ValueError(f"{option} takes whole numbers separated by commas, not {text!r}")
+    return [int(word) for word in words]
+
+
+def print_summary(summary: "pd.DataFrame", labels: list[str], scores: tuple[str, ...]) -> None:
+    """Print a row a variant: mean and deviation, and for the first two scores the paired difference to the first."""
+    table = Table(
+        *labels, title="Mean ± deviation over seeds; differences to the first row, 95 %", title_justify="left"
+    )
+    for number, name in enumerate(scores):
+        table.add_column(name)
+        if number < 2:
+            table.add_column("difference")
+    for row in summary.to_dict("records"):
+        cells = [str(row[name]) for name in labels]
+        for number, name in enumerate(scores):
+            cells.append(f"{row[name]:.4f}" + (f" ± {row[f'{name}_sd']:.4f}" if row["seeds"] > 1 else ""))
+            if number < 2:
+                interval = f" ± {row[f'{name}_ci']:.4f}" if row["seeds"] > 1 else ""
+                cells.append(f"{row[f'{name}_diff']:+.4f}{interval}")
+        table.add_row(*cells)
+    console = Console()
+    console.width = max(console.width, console.measure(table).maximum)  # figures cut short are of no use
+    console.print(table)

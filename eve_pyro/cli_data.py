@@ -1,0 +1,35 @@
+"""What the commands share: the argument DATA and how it is read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from eve_pyro.data import Panel
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A CSV or Parquet file, long (unique_id, ds, y) or wide (timestamps first); or the word demo.",
+        show_default=False,
+    ),
+]
+
+
+def read_panel(data: str) -> "Panel":
+    """Return the panel that the argument names."""
+    from eve_pyro.data import Panel
+    from eve_pyro.data.demo import seattle_weather
+
+    return seattle_weather() if data == "demo" else Panel.from_file(data)
+
+
+def with_standard_rows(data: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return ``overrides`` with the rows of the standard split, where the data have one and no other is named."""
+    from eve_pyro.data import standard_split
+
+    if {"rows", "validation", "test"} & set(overrides):
+        return overrides
+    rows = standard_split(Path(data).stem).rows
+    return overrides | ({"rows": rows} if rows else {})
