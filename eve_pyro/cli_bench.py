@@ -92,5 +92,5 @@ def print_summary(summary: "pd.DataFrame", labels: list[str], scores: tuple[str,
                 cells.append(f"{row[f'{name}_diff']:+.4f}{interval}")
         table.add_row(*cells)
     console = Console()
-    console.width = max(console.width, console.measure(table).maximum)  # figures cut short are of no use
+    console.width = max(console.width, 200)  # figures cut short are of no use
     console.print(table)

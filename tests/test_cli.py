@@ -209,3 +209,49 @@ def test_help_teaches(run, command):
     if command == "fit":
         for word in ("--context", "--guide", "--alpha", "--learning-rate", "--latent-dim", "--twin", "--recipe"):
             assert word in out
+
+
+def test_a_stopped_run_is_resumed(here, run, monkeypatch):
+    from eve_pyro.infer.task import Task
+
+    whole = [*TINY, "--epochs", "3", "--twin"]
+    assert run("fit", "data.csv", *whole, "--out", "whole")[0] == 0
+    step = Task.training_step
+
+    def stop(task, batch, index):
+        if task.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(task, batch, index)
+
+    monkeypatch.setattr(Task, "training_step", stop)
+    code, out, _ = run("fit", "data.csv", *whole, "--out", "cut")
+    assert code == 130
+    assert "go on with: eve-pyro resume cut data.csv" in out
+    monkeypatch.setattr(Task, "training_step", step)
+    assert run("evaluate", "cut", "data.csv")[0] == 2  # not trained yet
+    code, out, _ = run("resume", "cut", "data.csv")
+    assert code == 0
+    scores = [json.loads((here / name / "metrics.json").read_text())["test"] for name in ("whole", "cut")]
+    assert scores[0] == scores[1]
+    assert _files(here / "cut") - {"tensorboard"} >= {f for f in _files(here / "whole") if "tensorboard" not in f}
+    assert not list(here.rglob("*.ckpt"))
+    code, _, err = run("resume", "cut", "data.csv")
+    assert (code, "is done: there is nothing to resume" in err) == (2, True)
+
+
+def test_a_run_is_not_resumed_on_other_data(here, run):
+    assert run("fit", "data.csv", *TINY, "--out", "r")[0] == 0
+    (here / "r" / "metrics.json").unlink()
+    frame_of(make_panel(300, 2, seed=5)).to_csv("other.csv", index=False)
+    code, _, err = run("resume", "r", "other.csv")
+    assert (code, "trained on other data" in err) == (2, True)
+    assert run("resume", "r", "data.csv")[0] == 0
+
+
+def test_compare_regimes(here, run):
+    options = ("--regimes", "off,homeostasis", "--seeds", "0", "--vary", "target=0.1,0.2", "--warmup", 2, "--draws", 4)
+    code, out, _ = run("compare-regimes", "data.csv", *TINY, *options)
+    assert code == 0
+    assert "runs/regimes-data: regimes.csv" in out
+    assert len(pd.read_csv("runs/regimes-data/regimes.csv")) == 4
+    assert run("compare-regimes", "data.csv", *TINY, "--vary", "colour=red")[0] == 2
