@@ -42,6 +42,11 @@ def windows(panel: Panel) -> Splits:
     return make_windows(panel, CONTEXT, HORIZON)
 
 
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(4, 1, CONTEXT), torch.randn(4, HORIZON)
+
+
 def make_panel(rows: int = 300, series: int = 2, seed: int = 0) -> Panel:
     """Noisy daily seasons of different level and scale."""
     rng = np.random.default_rng(seed)

@@ -1,19 +1,13 @@
-"""Every controller held to its formula, by hand or by a loop over units; and the regimes at work."""
+"""Every controller held to its formula, by hand or by a loop over units."""
 
 import math
 
 import pytest
 import torch
-from conftest import GUIDES, UNITS, make_model, shaken
-from test_fit import LinearGuide, plain_pair
 
 from eve_pyro.control.band import Band, BandPenalty, heterogeneous_band, hinge, homogeneous_band, ramp
 from eve_pyro.control.laws import ArShare, BandCalibration, Thermostat, ema, homeostat_factors, projection_factors
-from eve_pyro.control.layer import LayerControl
-from eve_pyro.control.regimes import Control
 from eve_pyro.control.steering import Steering
-from eve_pyro.infer.fit import Training, fit
-from eve_pyro.infer.local_elbo import LocalELBO
 
 BAND = Band(torch.tensor([0.1, 0.2, 0.4, 1.0]), torch.tensor([0.2, 0.4, 0.8, 2.0]))
 ENERGY = torch.tensor([0.05, 0.3, 1.6, 1.0])  # below, inside, above, on the edge
@@ -158,124 +152,3 @@ def test_the_ar_share_by_hand():
     share = ArShare(1.0)
     assert share.act(0.5) == pytest.approx(math.exp(-0.2 * 0.2))
     assert ArShare(1.0).act(0.1) > 1
-
-
-# --- the regimes -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("latent_dim", [1, 3])
-def test_scaling_a_guides_rows_scales_its_energies_by_the_square(guide, latent_dim):
-    model = shaken(make_model(latent_dim=latent_dim)).eval()
-    guide = shaken(GUIDES[guide](model)).eval()
-    batch = torch.randn(8, 1, 24), torch.randn(8, 6)
-    elbo = LocalELBO()
-    elbo.differentiable_loss(model, guide, *batch)
-    before = elbo.terms.units["eve.z"].energy
-    factor = torch.linspace(0.5, 2.0, UNITS)
-    for row in guide.unit_rows()["eve.z"].loc:
-        row.mul_(factor.reshape(-1, *[1] * (row.ndim - 1)))
-    elbo.differentiable_loss(model, guide, *batch)
-    torch.testing.assert_close(elbo.terms.units["eve.z"].energy, before * factor.square(), rtol=1e-4, atol=1e-6)
-
-
-def steered(windows, steering, epochs=30, guide="context", **options):
-    torch.manual_seed(0)
-    model = make_model(**options)
-    guide = GUIDES[guide](model)
-    control = Control(steering)
-    training = Training(epochs=epochs, batch_size=32, learning_rate=1e-3, monitor="last", progress=False)
-    result = fit(model, guide, windows, LocalELBO(beta=0.5), training, callbacks=[control])
-    return control, guide, result
-
-
-def inside(control):
-    layer = control.layers["eve.z"]
-    return 1 - float((layer.band.too_low(layer.energy) | layer.band.too_high(layer.energy)).float().mean())
-
-
-@pytest.mark.parametrize("bands", ["homogeneous", "heterogeneous"])
-@pytest.mark.parametrize("latent_dim", [1, 2])
-def test_homeostasis_brings_units_into_their_bands_and_off_does_not(windows, bands, latent_dim):
-    steering = {"target": 0.1, "bands": bands, "spread": 3.0, "warmup": 20, "ramp": 20}
-    control, _, _ = steered(windows, Steering("homeostasis", **steering), latent_dim=latent_dim)
-    free, _, _ = steered(windows, Steering("off", **steering), latent_dim=latent_dim)
-    assert inside(control) == 1
-    assert inside(free) <= 0.4
-
-
-def test_the_thermostat_of_a_training_sets_the_betas_by_unit(windows):
-    control, _, _ = steered(windows, Steering("off", thermostat=True, warmup=5), epochs=4)
-    beta = control.layers["eve.z"].thermostat.beta
-    assert beta.shape == (UNITS,)
-    assert (beta != 0.5).any()
-
-
-def test_the_guard_bounds_scales_and_kicks_the_dead(windows):
-    control, guide, _ = steered(windows, Steering("penalty", warmup=5), epochs=2)
-    layer, rows = control.layers["eve.z"], guide.unit_rows()["eve.z"]
-    rows.log_scale.copy_(torch.tensor([-9.0, 0.0, 0.5, 9.0, 0.0]).reshape(-1, 1))
-    layer.thermostat.alive = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
-    layer.guard(rows)
-    expected = torch.tensor([math.log(0.15), 0.0, 0.52, math.log(5.0), 0.0])
-    torch.testing.assert_close(rows.log_scale[:, 0], expected)
-    torch.testing.assert_close(guide.log_scale.detach(), expected)
-
-
-@pytest.mark.parametrize("regime", ["projection", "homeostasis"])
-def test_regimes_that_move_rows_refuse_a_guide_that_names_none(windows, regime):
-    model, guide = plain_pair()
-    quick = Training(epochs=2, batch_size=32, progress=False)
-    with pytest.raises(ValueError, match=rf"regime '{regime}' moves the rows .* unit_rows"):
-        fit(model, guide, windows, LocalELBO(), quick, callbacks=[Control(Steering(regime, warmup=2))])
-
-
-def test_the_penalty_regime_serves_any_guide(windows):
-    model, guide = plain_pair()
-    control = Control(Steering("penalty", warmup=2, ramp=2))
-    result = fit(
-        model, guide, windows, LocalELBO(), Training(epochs=2, batch_size=32, progress=False), callbacks=[control]
-    )
-    assert result.history["train_band"].iloc[-1] > 0
-    assert list(control.layers) == ["z"]
-
-
-def test_a_users_guide_takes_part_by_naming_its_rows(windows):
-    class Mine(LinearGuide):
-        def unit_rows(self):
-            from eve_pyro.protocols import UnitRows
-
-            return {"z": UnitRows((self.loc.weight.data, self.loc.bias.data), self.log_scale.data)}
-
-    from test_fit import LinearGaussian
-
-    control = Control(Steering("homeostasis", target=0.3, warmup=5))
-    model = LinearGaussian(0.1 * torch.randn(6, 3), 1.0)
-    training = Training(epochs=20, batch_size=32, monitor="last", progress=False)
-    fit(model, Mine(6, 3), windows, LocalELBO(), training, callbacks=[control])
-    layer = control.layers["z"]
-    assert not (layer.band.too_low(layer.energy) | layer.band.too_high(layer.energy)).any()
-
-
-def test_a_warm_up_longer_than_the_training_is_refused(windows):
-    with pytest.raises(ValueError, match="a warm-up of 64 steps leaves nothing of a training of"):
-        steered(windows, Steering("penalty"), epochs=1)
-
-
-def test_controllers_keep_their_state():
-    steering = Steering("homeostasis", calibrate=True)
-    layer = LayerControl(steering, torch.full((UNITS,), 0.5), 6)
-    layer.observe(torch.rand(UNITS), torch.rand(UNITS), torch.rand(UNITS))
-    layer.compare(torch.rand(UNITS))
-    layer.thermostat.act()
-    layer.calibration.act(torch.rand(UNITS))
-    copy = LayerControl.restored(steering, layer.state(), torch.device("cpu"))
-    for ours, theirs in zip(layer.state().values(), copy.state().values(), strict=True):
-        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
-    assert (copy.band.low == layer.band.low).all()
-
-
-def test_a_checkpoint_steered_otherwise_is_refused():
-    saved = Control(Steering("homeostasis", target=0.1)).state_dict()
-    with pytest.raises(ValueError, match=r"steered with target = 0\.1, not 0\.2"):
-        Control(Steering("homeostasis", target=0.2)).load_state_dict(saved)
