@@ -1,4 +1,4 @@
-"""Distributions the forecasters are made of."""
+"""The factor normal, whose units carry dependence and whose marginals do not pay, and how likelihoods are rescaled."""
 
 from collections.abc import Mapping
 from functools import singledispatch
