@@ -7,7 +7,20 @@ if TYPE_CHECKING:
     from eve_pyro.builder import Built, build
     from eve_pyro.config import Config, load_recipe
     from eve_pyro.control.steering import Steering
-    from eve_pyro.data import Panel, Scaler, Split, Splits, Windows, latest_windows, make_windows, standard_split
+    from eve_pyro.data import (
+        Panel,
+        Scaler,
+        Split,
+        Splits,
+        Table,
+        TableSplits,
+        Windows,
+        latest_windows,
+        load_table,
+        make_table,
+        make_windows,
+        standard_split,
+    )
     from eve_pyro.data.demo import seattle_weather
     from eve_pyro.infer.fit import Fit, fit
     from eve_pyro.infer.forecast import Forecast, forecast
@@ -22,7 +35,20 @@ _HOMES = {
     "builder": ("Built", "build"),
     "config": ("Config", "load_recipe"),
     "control.steering": ("Steering",),
-    "data": ("Panel", "Scaler", "Split", "Splits", "Windows", "latest_windows", "make_windows", "standard_split"),
+    "data": (
+        "Panel",
+        "Scaler",
+        "Split",
+        "Splits",
+        "Table",
+        "TableSplits",
+        "Windows",
+        "latest_windows",
+        "load_table",
+        "make_table",
+        "make_windows",
+        "standard_split",
+    ),
     "data.demo": ("seattle_weather",),
     "infer.fit": ("Fit", "fit"),
     "infer.forecast": ("Forecast", "forecast"),
@@ -37,9 +63,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Built", "Config", "ELBOTerms", "EveLayer", "Fit", "Forecast", "LocalELBO", "Panel", "Scaler", "Split",
-    "Splits", "Steering", "Training", "UnitTerms", "Windows", "build", "evaluate", "fit", "forecast",
-    "latest_windows", "load_recipe", "load_run", "make_windows", "save_run", "seattle_weather", "standard_split",
-    "window_scores",
+    "Splits", "Steering", "Table", "TableSplits", "Training", "UnitTerms", "Windows", "build", "evaluate", "fit",
+    "forecast", "latest_windows", "load_recipe", "load_run", "load_table", "make_table", "make_windows", "save_run",
+    "seattle_weather", "standard_split", "window_scores",
 ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Readouts: the units' activity and the encoded context -> p(y | z) of the normalised future.
 
-Each is an ordinary module, called as ``readout(activity, state)`` with activity (..., B, 1, N) and state (B, 1, F), and
-returns a distribution with batch (..., B, 1) and event (H,). The decoder of the first two is any module with an
-``out_features``; a readout of your own is any callable with this signature.
+Each is an ordinary module, called as ``readout(activity, state)`` with activity (..., B, P, N) and state (B, P, F), and
+returns a distribution with batch (..., B, 1) and event (H,). P is 1 unless the units' path runs over patches of the
+horizon. A decoder is any module with an ``out_features``; a readout of your own is any callable with this signature.
 """
 
 import math
@@ -14,8 +14,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_pyro.distributions import FactorNormal
-from eve_pyro.protocols import Layer
+from eve_pyro.distributions.factor import FactorNormal, patches_of
+from eve_pyro.protocols import Layer, LinearMap
 
 MIN_SCALE, MAX_SCALE = 0.01, 5.0
 HeadScale = Literal["global", "read"]
@@ -39,16 +39,22 @@ def bounded_scale(raw: Tensor) -> Tensor:
 
 
 class NormalReadout(nn.Module):
-    """y_h | z ~ Normal(loc_h(z), scale_h^2), the scale ``global`` (one a horizon step) or ``read`` from z."""
+    """y_h | z ~ Normal(loc_h(z), scale_h^2), the scale ``global`` (one a horizon step) or ``read`` from z.
 
-    def __init__(self, decoder: Decoder, horizon: int, scale: HeadScale = "read") -> None:
+    Where the units' path runs over P patches of the horizon, each patch is decoded from its own activity by the same
+    decoder, and the horizon must be a multiple of P.
+    """
+
+    def __init__(self, decoder: Decoder, horizon: int, scale: HeadScale = "read", num_patches: int = 1) -> None:
         super().__init__()
         if scale not in ("global", "read"):
             raise ValueError(f"the scale of a head is 'global' or 'read', not {scale!r}")
-        self.decoder = decoder
-        self.loc = nn.Linear(decoder.out_features, horizon)
-        self.bias = nn.Parameter(torch.full((horizon,), -0.5))
-        self.scale = nn.Linear(decoder.out_features, horizon, bias=False) if scale == "read" else None
+        if horizon % num_patches:
+            raise ValueError(f"a decoded horizon of {horizon} steps is no multiple of {num_patches} patches")
+        self.decoder, length = decoder, horizon // num_patches
+        self.loc = nn.Linear(decoder.out_features, length)
+        self.bias = nn.Parameter(torch.full((length,), -0.5))
+        self.scale = nn.Linear(decoder.out_features, length, bias=False) if scale == "read" else None
         if self.scale is not None:
             nn.init.zeros_(self.scale.weight)
 
@@ -59,16 +65,17 @@ class NormalReadout(nn.Module):
     def loc_scale(self, activity: Tensor) -> tuple[Tensor, Tensor]:
         """Return location and scale, each (..., B, 1, H)."""
         features = self.decoder(activity)
-        loc = self.loc(features)
+        loc = self.loc(features)  # (..., B, P, H / P)
         raw = self.bias if self.scale is None else self.bias + self.scale(features)
-        return loc, bounded_scale(raw).expand_as(loc)
+        scale = bounded_scale(raw).expand_as(loc)
+        return loc.flatten(-2).unsqueeze(-2), scale.flatten(-2).unsqueeze(-2)
 
 
 class StudentTReadout(NormalReadout):
     """y_h | z ~ StudentT(df_h, loc_h(z), scale_h), with learned degrees of freedom, one a horizon step, above 2."""
 
-    def __init__(self, decoder: Decoder, horizon: int, scale: HeadScale = "read") -> None:
-        super().__init__(decoder, horizon, scale)
+    def __init__(self, decoder: Decoder, horizon: int, scale: HeadScale = "read", num_patches: int = 1) -> None:
+        super().__init__(decoder, horizon, scale, num_patches)
         self.raw_df = nn.Parameter(torch.full((horizon,), 6.0))
 
     def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
@@ -77,12 +84,33 @@ class StudentTReadout(NormalReadout):
         return dist.StudentT(df, *self.loc_scale(activity), validate_args=False).to_event(1)
 
 
+class CategoricalReadout(nn.Module):
+    """y | z ~ Categorical(softmax(logits(z))): the class's number, 0 to C - 1, with batch (..., B, 1), event (1,)."""
+
+    def __init__(self, decoder: Decoder, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"a classification needs at least 2 classes, not {num_classes}")
+        self.decoder, self.num_classes = decoder, num_classes
+        self.logits = nn.Linear(decoder.out_features, num_classes)
+
+    def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
+        """Return the distribution of the class."""
+        return dist.Categorical(logits=self.logits(self.decoder(activity)).unsqueeze(-2)).to_event(1)
+
+    def surprise(self, target: Tensor, state: Tensor) -> Tensor:
+        """Return the class as (B, C): one less what an even guess would say; ValueError for an unknown class."""
+        if (target < 0).any() or (target >= self.num_classes).any() or (target != target.round()).any():
+            raise ValueError(f"classes are whole numbers from 0 to {self.num_classes - 1}; found {target.max():g}")
+        return F.one_hot(target[..., 0].long(), self.num_classes) - 1 / self.num_classes
+
+
 class FactorReadout(nn.Module):
     """y | z ~ FactorNormal: location and scale from the context, dependence from the units.
 
-    Loadings A (H, N) are shared by all windows; each unit and context scales them by a gain exp(g_n(x)). The marginals
-    are Normal(f_h(x), V_h(x)^2) whatever the loadings. With ``loadings=False`` they are off, which leaves those
-    marginals as independent normals: the deterministic twin.
+    Loadings A (H, N) are shared by all windows; each unit, patch and context scales them by a gain exp(g_n(x)). The
+    marginals are Normal(f_h(x), V_h(x)^2) whatever the loadings. With ``loadings=False`` they are off, which leaves
+    those marginals as independent normals: the deterministic twin.
     """
 
     def __init__(self, layer: Layer, state_size: int, horizon: int, loadings: bool = True) -> None:
@@ -102,7 +130,7 @@ class FactorReadout(nn.Module):
 
     def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
         """Return the future given the units, or the independent normals of the twin."""
-        loc, scale = self.loc(state), bounded_scale(self.scale(state))
+        loc, scale = self.loc(state[:, -1:]), bounded_scale(self.scale(state[:, -1:]))
         if self.loadings is None or self.gain is None:
             return dist.Normal(loc, scale, validate_args=False).to_event(1)
         gain = self.gain(state).clamp(-4.0, 1.5).exp()
@@ -111,6 +139,17 @@ class FactorReadout(nn.Module):
             validate_args=False,
         )  # fmt: skip
 
-    def standardise(self, target: Tensor, state: Tensor) -> Tensor:
-        """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, F)."""
-        return (target - self.loc(state)) / bounded_scale(self.scale(state))
+    def surprise(self, target: Tensor, state: Tensor) -> Tensor:
+        """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, P, F)."""
+        return (target - self.loc(state[:, -1])) / bounded_scale(self.scale(state[:, -1]))
+
+    def linear(self, state: Tensor) -> LinearMap | None:
+        """Return how the surprise follows from the activity, for ``state`` (B, P, F); None for a twin."""
+        if self.loadings is None or self.gain is None:
+            return None
+        gain = self.gain(state).clamp(-4.0, 1.5).exp()  # (B, P, N)
+        patches = torch.arange(gain.shape[1], device=gain.device)
+        own = patches_of(len(self.loadings), len(patches), gain.device)[:, None] == patches  # (H, P)
+        loadings = 3 * self.loadings[:, None] * own[..., None] * gain[:, None]  # (B, H, P, N)
+        noise = (1 + loadings.square().sum((-1, -2))).rsqrt()
+        return LinearMap(noise[..., None, None] * loadings, noise)

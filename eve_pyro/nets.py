@@ -36,6 +36,14 @@ class InstanceNorm(nn.Module):
         return (context - loc) / scale, InstanceScale(loc, scale)
 
 
+class NoNorm(nn.Module):
+    """Leaves contexts as they are: for rows of a table, whose values are no time series."""
+
+    def forward(self, context: Tensor) -> tuple[Tensor, None]:
+        """Return ``context`` (B, T, L) and no scale."""
+        return context, None
+
+
 class LinearEncoder(nn.Module):
     """Linear features of the seasonal and trend parts of a context, and a small nonlinear branch on top of them.
 
@@ -59,6 +67,19 @@ class LinearEncoder(nn.Module):
         linear = self.linear(self.seasonal(context - smooth) + self.trend(smooth))
         linear = linear / math.sqrt(self.linear.out_features)  # keeps Adam's steps on the linear path small
         return torch.cat([linear, self.branch(4 * linear)], -1)
+
+
+class MLPEncoder(nn.Module):
+    """A linear map and a nonlinear branch beside it, for rows of a table."""
+
+    def __init__(self, num_features: int, hidden: int = 64, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.out_features = num_features + hidden
+        self.branch = nn.Sequential(nn.Linear(num_features, hidden), nn.GELU(), nn.Dropout(dropout))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map ``context`` (B, T, L) to ``state`` (B, T, L + hidden)."""
+        return torch.cat([context, self.branch(context)], -1)
 
 
 class MLPDecoder(nn.Module):

@@ -43,4 +43,8 @@ class EveLayer(nn.Module):
         """Sample the units given ``state`` (B, T, F) and return their activity, (..., B, T, N)."""
         with pyro.plate(f"{self.name}.units", self.num_units, dim=-1):
             z = pyro.sample(self.site, self.prior(state))  # (..., B, N, T, K)
+        return self.pooled(z)
+
+    def pooled(self, z: Tensor) -> Tensor:
+        """Return the activity (..., B, T, N) of draws ``z`` (..., B, N, T, K)."""
         return self.pool_weight * z.sum(-1).mT

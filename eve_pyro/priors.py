@@ -1,13 +1,18 @@
-"""Priors of a layer's units: ``state`` (B, T, F) -> p(z) with batch (B, N) or (N,), event (T, K).
+"""Priors of a layer's units: ``state`` (..., B, T, F) -> p(z) with batch (..., B, N), event (T, K).
 
 Source: arXiv 2602.18250 for the standard and the learned prior. One class a prior; a prior of your own is any callable
 with this signature.
 """
 
+import math
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+
+from eve_pyro.distributions import AR1
+from eve_pyro.protocols import Prior
 
 MIN_LOG_SCALE, MAX_LOG_SCALE = -5.0, 3.0
 
@@ -27,7 +32,7 @@ class StandardPrior(nn.Module):
 
     def forward(self, state: Tensor) -> TorchDistribution:
         """Return batch (B, N), event (T, K)."""
-        zeros = state.new_zeros(state.shape[0], self.num_units, state.shape[1], self.latent_dim)
+        zeros = state.new_zeros(*state.shape[:-2], self.num_units, state.shape[-2], self.latent_dim)
         return normal(zeros, zeros)
 
 
@@ -41,7 +46,7 @@ class LearnedPrior(nn.Module):
 
     def forward(self, state: Tensor) -> TorchDistribution:
         """Return batch (B, N), event (T, K)."""
-        shape = (state.shape[0], self.loc.shape[0], state.shape[1], self.loc.shape[-1])
+        shape = (*state.shape[:-2], self.loc.shape[0], state.shape[-2], self.loc.shape[-1])
         return normal(self.loc.expand(shape), self.log_scale.expand(shape))
 
 
@@ -62,3 +67,32 @@ class ContextualPrior(nn.Module):
 
     def _by_unit(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (self.num_units, self.latent_dim)).transpose(-2, -3)  # (B, T, N K) -> (B, N, T, K)
+
+
+class AR1Prior(nn.Module):
+    """p(z_n) = AR(1) over the path, around the marginals of another prior.
+
+    With m and s from ``marginals`` and u_nt = (z_nt - m_nt) / s_nt: u_nt = phi_n u_n,t-1 + sqrt(1 - phi_n^2) e_nt, so
+    that each z_nt stays Normal(m_nt, s_nt^2). ``phi`` is the same for all units, or, with ``learned``, where each unit
+    starts; |phi_n| < 1 by construction. Source: arXiv 2602.18250, whose phi is 0.95.
+
+    Raises ValueError for |phi| >= 1 and, when called, for a path of one step.
+    """
+
+    def __init__(self, marginals: Prior, num_units: int, phi: float = 0.95, learned: bool = False) -> None:
+        super().__init__()
+        if not -1 < phi < 1:
+            raise ValueError(f"an AR(1) prior needs |phi| < 1, not {phi}")
+        self.marginals = marginals
+        raw = torch.full((num_units, 1, 1), math.atanh(phi))
+        self.raw_phi = nn.Parameter(raw, requires_grad=learned)
+
+    @property
+    def phi(self) -> Tensor:
+        """The persistence of each unit, (N,)."""
+        return self.raw_phi.tanh()[:, 0, 0]
+
+    def forward(self, state: Tensor) -> TorchDistribution:
+        """Return batch (..., B, N), event (T, K)."""
+        fn = self.marginals(state)
+        return AR1(fn.mean, self.raw_phi.tanh(), fn.stddev, validate_args=False)

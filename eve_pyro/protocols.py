@@ -10,7 +10,7 @@ Shapes, everywhere in the library:
 - particles and draws are leftmost. Windows live at plate dim -2, units at plate dim -1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pyro.distributions import TorchDistribution
@@ -25,6 +25,38 @@ class Batch(NamedTuple):
 
     context: Tensor
     future: Tensor
+
+
+class Rows(Protocol):
+    """What training and scoring ask of data: windows of series, or rows of a table."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, index: Any, /) -> Batch:
+        """Return the rows at some positions."""
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield all rows in order, ``batch_size`` at a time."""
+
+    def at_most(self, count: int) -> "Rows":
+        """Return about ``count`` rows, evenly spaced."""
+
+
+class RowSplits(Protocol):
+    """Rows for training, validation and testing."""
+
+    @property
+    def train(self) -> Rows:
+        """What is learned from."""
+
+    @property
+    def validation(self) -> Rows:
+        """What the best epoch is chosen by."""
+
+    @property
+    def test(self) -> Rows:
+        """What is scored at the end."""
 
 
 class Model(Protocol):
@@ -54,7 +86,11 @@ class Prior(Protocol):
 
 
 class Readout(Protocol):
-    """Maps ``activity`` (..., B, 1, N) and ``state`` (B, 1, F) to p(y | z): batch (..., B, 1), event (H,)."""
+    """Maps ``activity`` (..., B, P, N) and ``state`` (B, P, F) to p(y | z): batch (..., B, 1), event (H,).
+
+    Two more methods are welcome: ``surprise(target, state)``, how far a (normalised) future lies from what the state
+    foretells, and ``linear(state)``, a ``LinearMap`` where the likelihood is linear in the units.
+    """
 
     def __call__(self, activity: Tensor, state: Tensor, /) -> TorchDistribution:
         """Return the likelihood of the (normalised) future."""
@@ -76,19 +112,45 @@ class Layer(Protocol):
     def prior(self) -> Prior:
         """The prior of its units."""
 
+    def pooled(self, z: Tensor, /) -> Tensor:
+        """Return the activity (..., B, T, N) of draws ``z`` (..., B, N, T, K)."""
+
+
+class LinearMap(NamedTuple):
+    """A likelihood that is linear in the units: surprise = loadings . activity + noise * epsilon, epsilon ~ N(0, I).
+
+    ``loadings`` (B, H, P, N) read the activity of the last P path steps; ``noise`` is (B, H).
+    """
+
+    loadings: Tensor
+    noise: Tensor
+
+
+class Evidence(NamedTuple):
+    """What posteriors may look at: the encoded context ``state`` (B, T, F), how far the future lies from what the
+    context foretells, ``surprise`` (B, H) or None at forecast time, and the readout where it is linear.
+    """
+
+    state: Tensor
+    surprise: Tensor | None
+    linear: LinearMap | None
+
 
 class Amortizable(Protocol):
-    """What a guide of ours needs of a model: one layer, and what the posterior of its units may look at."""
+    """What a guide of ours needs of a model: its layers, from the bottom up, and what their posteriors may look at."""
 
     state_size: int
-    horizon: int
+    surprise_size: int
 
     @property
-    def layer(self) -> Layer:
-        """The layer whose posterior is asked for."""
+    def layers(self) -> Sequence[Layer]:
+        """The layers whose posteriors are asked for; the first one reads ``evidence.state``."""
 
-    def evidence(self, context: Tensor, future: Tensor | None = None, /) -> tuple[Tensor, Tensor | None]:
-        """Return the encoded context (B, T, F) and, given ``future``, its surprise (B, H) in the model's own terms."""
+    def evidence(self, context: Tensor, future: Tensor | None = None, /) -> Evidence:
+        """Encode ``context`` (B, T, L) and, if given, ``future`` (B, H)."""
+
+    def rise(self, level: int, state: Tensor, activity: Tensor, /) -> Tensor:
+        """Return what layer ``level + 1`` reads, (..., B, T, F), given what layer ``level`` read and its activity."""
 
 
 class UnitRows(NamedTuple):

@@ -4,8 +4,8 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from eve_pyro.guides.base import AmortizedGuide
-from eve_pyro.protocols import Amortizable, UnitRows
+from eve_pyro.guides.base import AmortizedGuide, Head
+from eve_pyro.protocols import Amortizable, Evidence, Layer, UnitRows
 
 
 class PointGuide(AmortizedGuide):
@@ -16,14 +16,20 @@ class PointGuide(AmortizedGuide):
     """
 
     def __init__(self, model: Amortizable) -> None:
-        super().__init__(model)
-        self.loc = nn.Linear(model.state_size, model.layer.num_units * model.layer.latent_dim)
+        super().__init__(model, lambda layer: PointHead(layer, model.state_size))
 
-    def posterior(self, context: Tensor, future: Tensor | None) -> TorchDistribution:
-        """Return batch (B, N), event (T, K)."""
-        state, _ = self.model.evidence(context)
-        return dist.Delta(self._by_unit(self.loc(state)), event_dim=2)
 
-    def unit_rows(self) -> dict[str, UnitRows]:
+class PointHead(Head):
+    """The points of one layer."""
+
+    def __init__(self, layer: Layer, state_size: int) -> None:
+        super().__init__(layer)
+        self.loc = nn.Linear(state_size, self.size)
+
+    def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution:
+        """Return batch (..., B, N), event (T, K)."""
+        return dist.Delta(self.by_unit(self.loc(state)), event_dim=2)
+
+    def rows(self) -> UnitRows:
         """Return loc's rows; a point has no scale."""
-        return self._rows(self.loc, None)
+        return self.rows_of(self.loc, None)

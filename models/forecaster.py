@@ -1,15 +1,15 @@
 """The forecaster: encode a context, sample the units, read the future."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import pyro
 from torch import Tensor, nn
 
 from eve_pyro.distributions import rescaled
-from eve_pyro.likelihoods import FactorReadout
-from eve_pyro.nets import InstanceNorm
+from eve_pyro.nets import InstanceNorm, InstanceScale
 from eve_pyro.neuron import EveLayer
-from eve_pyro.protocols import OBSERVED, WINDOWS, Readout
+from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Readout
 
 
 class Encoder(Protocol):
@@ -21,46 +21,73 @@ class Encoder(Protocol):
         """Encode the context."""
 
 
+class Norm(Protocol):
+    """A module from context (B, T, L) to the normalised context and the scale to undo it with, or None."""
+
+    def __call__(self, context: Tensor, /) -> tuple[Tensor, InstanceScale | None]:
+        """Normalise the context."""
+
+
 class Forecaster(nn.Module):
     """One layer of EVE neurons between an encoder and a readout.
 
     ``context`` (B, T, L) -> instance norm -> ``encoder`` -> state (B, T, F) -> ``layer`` (site ``<layer>.z``) ->
     ``readout`` -> ``y`` (batch (B, 1), event (H,)), in the units of the context: the readout's distribution is moved
-    and stretched back, its Jacobian included.
+    and stretched back, its Jacobian included. With T > 1 successive context windows and an ``AR1Prior`` the units
+    persist from the previous window to the current one, which alone is read: the paper's persistence.
 
     Source: arXiv 2602.18250. Every part is an argument, and swapping one leaves the others alone.
     """
 
+    reads = 1  # path steps that the readout reads, from the end
+
     def __init__(
-        self, encoder: Encoder, layer: EveLayer, readout: Readout, horizon: int, norm: InstanceNorm | None = None
+        self, encoder: Encoder, layer: EveLayer, readout: Readout, horizon: int, norm: Norm | None = None
     ) -> None:
         super().__init__()
         if horizon < 1:
             raise ValueError(f"the horizon must be at least 1 step, not {horizon}")
         self.encoder, self.layer, self.readout = encoder, layer, readout
         self.norm = norm or InstanceNorm()
-        self.state_size, self.horizon = encoder.out_features, horizon
+        self.state_size, self.surprise_size = encoder.out_features, horizon
+
+    @property
+    def layers(self) -> Sequence[EveLayer]:
+        """The layers from the bottom up: here the only one."""
+        return (self.layer,)
+
+    def rise(self, level: int, state: Tensor, activity: Tensor) -> Tensor:
+        """Return what layer ``level + 1`` reads; there is none above the only one."""
+        raise IndexError(f"{type(self).__name__} has no layer above layer {level}")
+
+    def encode(self, context: Tensor) -> tuple[Tensor, InstanceScale | None]:
+        """Return the state (B, T, F) that the first layer reads, and the scale of the context."""
+        normalised, instance = self.norm(context)
+        return self.encoder(normalised), instance
 
     def forward(self, context: Tensor, future: Tensor | None = None) -> Tensor:
         """Run the program on ``context`` (B, T, L), observing ``future`` (B, H) if given; return y, (..., B, 1, H)."""
-        normalised, instance = self.norm(context)
-        state = self.encoder(normalised)
+        state, instance = self.encode(context)
         with pyro.plate(WINDOWS, context.shape[0], dim=-2):
-            activity = self.layer(state)[..., -1:, :]  # the path's last step: (..., B, 1, N)
-            likelihood = rescaled(self.readout(activity, state[:, -1:]), *instance)
+            below, activity = state, self.layers[0](state)
+            for level, layer in enumerate(self.layers[1:]):
+                below = self.rise(level, below, activity)
+                activity = layer(below)
+            likelihood = self.readout(activity[..., -self.reads :, :], state[:, -self.reads :])
+            likelihood = likelihood if instance is None else rescaled(likelihood, *instance)
             observed = None if future is None else future.unsqueeze(-2)
             return pyro.sample(OBSERVED, likelihood, obs=observed)
 
-    def evidence(self, context: Tensor, future: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the state (B, T, F) and how far ``future`` (B, H) lies from what the context foretells, (B, H).
+    def evidence(self, context: Tensor, future: Tensor | None = None) -> Evidence:
+        """Return the state, and given ``future`` (B, H) how far it lies from what the context foretells, (B, H).
 
         Under a factor readout that is the standardised residual (y - f) / V; otherwise the normalised future itself.
         """
-        normalised, instance = self.norm(context)
-        state = self.encoder(normalised)
+        state, instance = self.encode(context)
+        read = state[:, -self.reads :]
+        linear = self.readout.linear(read) if hasattr(self.readout, "linear") else None
         if future is None:
-            return state, None
-        target = (future - instance.loc[:, 0]) / instance.scale[:, 0]
-        if isinstance(self.readout, FactorReadout):
-            target = self.readout.standardise(target, state[:, -1])
-        return state, target
+            return Evidence(state, None, linear)
+        target = future if instance is None else (future - instance.loc[:, 0]) / instance.scale[:, 0]
+        surprise = self.readout.surprise(target, read) if hasattr(self.readout, "surprise") else target
+        return Evidence(state, surprise, linear)

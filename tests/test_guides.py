@@ -7,7 +7,7 @@ from conftest import CONTEXT, GUIDES, HORIZON, UNITS, make_model, shaken
 from pyro import poutine
 from torch import nn
 
-from eve_pyro.guides import AmortizedGuide, ContextMeanField, FutureAware, PointGuide
+from eve_pyro.guides import AmortizedGuide, ContextMeanField, FutureAware, Head, PointGuide
 from eve_pyro.infer.local_elbo import LocalELBO
 
 BUILDERS = {
@@ -91,10 +91,10 @@ def test_future_aware_is_a_displacement_from_the_prior():
     model = shaken(make_model(prior="contextual", readout="normal")).eval()
     guide = FutureAware(model)
     with torch.no_grad():
-        guide.loc.bias.fill_(2.0)
-        guide.log_scale.bias.fill_(-1.0)
+        guide.heads["eve"].loc.bias.fill_(2.0)
+        guide.heads["eve"].log_scale.bias.fill_(-1.0)
     context, future = batch(4)
-    prior, posterior = model.layer.prior(model.evidence(context)[0]), guide.posterior(context, future)
+    prior, posterior = model.layer.prior(model.evidence(context).state), guide.posterior(context, future)
     torch.testing.assert_close(posterior.mean, prior.mean + 2 * prior.stddev)
     torch.testing.assert_close(posterior.stddev, prior.stddev * torch.tensor(-1.0).exp())
 
@@ -109,18 +109,18 @@ def test_the_context_guides_scale(scale, count):
 
 
 def test_a_guide_of_ones_own_is_one_method():
-    class Constant(AmortizedGuide):
-        def __init__(self, model):
-            super().__init__(model)
+    class Constant(Head):
+        def __init__(self, layer):
+            super().__init__(layer)
             self.loc = nn.Parameter(torch.tensor(0.5))
 
-        def posterior(self, context, future):
-            shape = (len(context), UNITS, 1, 1)
+        def forward(self, state, evidence):
+            shape = (*state.shape[:-2], UNITS, 1, 1)
             return pyro.distributions.Normal(self.loc.expand(shape), 1.0).to_event(2)
 
     model = make_model()
     elbo = LocalELBO()
-    elbo.differentiable_loss(model, Constant(model), *batch(3))
+    elbo.differentiable_loss(model, AmortizedGuide(model, Constant), *batch(3))
     torch.testing.assert_close(elbo.terms.units["eve.z"].kl, torch.full((3, UNITS), 0.125))
-    with pytest.raises(NotImplementedError, match="needs a method posterior"):
-        AmortizedGuide(model)(*batch(3))
+    with pytest.raises(NotImplementedError, match="needs a method forward"):
+        AmortizedGuide(model, Head)(*batch(3))

@@ -126,13 +126,13 @@ def test_the_factor_readout_without_loadings_is_its_own_marginal():
     torch.testing.assert_close(marginal.stddev, twin.stddev)
 
 
-def test_standardise_is_the_residual_of_the_marginal():
+def test_the_surprise_is_the_standardised_residual_of_the_marginal():
     layer = EveLayer(StandardPrior(UNITS), UNITS)
     readout = shaken(FactorReadout(layer, F, HORIZON))
     state, y = torch.randn(B, 1, F), torch.randn(B, HORIZON)
     marginal = readout(torch.zeros(B, 1, UNITS), state).marginal({"eve.z": layer.prior(state)})
     expected = (y - marginal.mean[:, 0]) / marginal.stddev[:, 0]
-    torch.testing.assert_close(readout.standardise(y, state[:, 0]), expected)
+    torch.testing.assert_close(readout.surprise(y, state), expected)
 
 
 @pytest.mark.parametrize("readout", ["factor", "normal", "student_t"])

@@ -77,7 +77,7 @@ def test_the_guard_bounds_scales_and_kicks_the_dead(windows):
     layer.guard(rows)
     expected = torch.tensor([math.log(0.15), 0.0, 0.52, math.log(5.0), 0.0])
     torch.testing.assert_close(rows.log_scale[:, 0], expected)
-    torch.testing.assert_close(guide.log_scale.detach(), expected)
+    torch.testing.assert_close(guide.heads["eve"].log_scale.detach(), expected)
 
 
 @pytest.mark.parametrize("regime", ["projection", "homeostasis"])

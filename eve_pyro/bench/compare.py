@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import pandas as pd
-from scipy import stats
 
 
 def summarise(rows: pd.DataFrame, labels: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -30,6 +29,8 @@ def summarise(rows: pd.DataFrame, labels: Sequence[str], columns: Sequence[str])
 
 def half_width(values: pd.Series, level: float = 0.95) -> float:
     """Return the half width of the mean's interval at ``level`` by Student's t, NaN for fewer than two values."""
+    from scipy import stats  # adds filters to everybody's warnings: not on import
+
     count = len(values)
     if count < 2:
         return math.nan

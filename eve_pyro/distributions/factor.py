@@ -11,6 +11,8 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions import transforms as T
 
+from eve_pyro.distributions.paths import path_moments
+
 
 class FactorNormal(TorchDistribution):
     """A normal whose dependence is carried by latent units, and whose marginals do not pay for it.
@@ -21,10 +23,12 @@ class FactorNormal(TorchDistribution):
         y_h | a ~ Normal(loc_h + scale_h * B_h a, (scale_h * k_h)^2)
 
     so that p(y_h) = Normal(loc_h, scale_h^2) exactly when a ~ Normal(0, I), whatever the loadings, and p(y) is a normal
-    with correlation B B' + diag(k^2).
+    with correlation B B' + diag(k^2). Where the units' path runs over P patches of the horizon, step h reads the
+    activity and the gain of its own patch, h P // H.
 
-    Shapes: ``loc`` and ``scale`` (B, 1, H), ``loadings`` (H, N) or (B, H, N), ``gain`` (B, 1, N), ``activity``
-    (..., B, 1, N). ``site`` names the latent the activity comes from, and ``pool_weight`` how: a = weight * sum_k z_k.
+    Shapes: ``loc`` and ``scale`` (B, 1, H), ``loadings`` (H, N) or (B, H, N), ``gain`` (B, P, N), ``activity``
+    (..., B, P, N). ``site`` names the latent whose last P path steps the activity comes from, and ``pool_weight`` how:
+    a = weight * sum_k z_k.
     """
 
     arg_constraints: ClassVar = {
@@ -48,14 +52,15 @@ class FactorNormal(TorchDistribution):
     ) -> None:
         self.loc, self.scale, self.loadings, self.gain, self.activity = loc, scale, loadings, gain, activity
         self.site, self.pool_weight = site, pool_weight
-        self.noise = (1 + gain.square() @ loadings.square().mT).rsqrt()  # k, (B, 1, H)
-        shift = self.noise * ((gain * activity) @ loadings.mT)  # B a, (..., B, 1, H)
+        self.patch = patches_of(loadings.shape[-2], activity.shape[-2], loadings.device)
+        self.noise = (1 + self._read(gain.square(), loadings.square())).rsqrt()  # k, (B, 1, H)
+        shift = self.noise * self._read(gain * activity, loadings)  # B a, (..., B, 1, H)
         self.conditional = dist.Normal(loc + scale * shift, scale * self.noise, validate_args=False).to_event(1)
         super().__init__(self.conditional.batch_shape, self.conditional.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FactorNormal":
         """Return the distribution with ``activity`` expanded, so that the batch shape is ``batch_shape``."""
-        activity = self.activity.expand(*batch_shape, self.activity.shape[-1])
+        activity = self.activity.expand(*batch_shape[:-1], *self.activity.shape[-2:])
         fields = self.loc, self.scale, self.loadings, self.gain, activity
         return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
 
@@ -83,37 +88,56 @@ class FactorNormal(TorchDistribution):
         return self.conditional.variance
 
     def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
-        """Return the normals p(y_h) with independent normal units integrated out: batch (B, 1), event (H,)."""
+        """Return the normals p(y_h) with Gaussian units integrated out: batch (B, 1), event (H,)."""
         moments = self._activity_moments(latents)
         if moments is None:
             return None
-        mean, variance = moments
-        shift = self.noise * ((self.gain * mean) @ self.loadings.mT)
-        spread = (self.gain.square() * variance) @ self.loadings.square().mT
+        mean, covariance = moments
+        variance = covariance.diagonal(dim1=-2, dim2=-1).mT  # (..., P, N)
+        shift = self.noise * self._read(self.gain * mean, self.loadings)
+        spread = self._read(self.gain.square() * variance, self.loadings.square())
         return dist.Normal(self.loc + self.scale * shift, self.scale * self.noise * (1 + spread).sqrt()).to_event(1)
 
     def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
-        """Return the normal p(y) with independent normal units integrated out: batch (B, 1), event (H,)."""
+        """Return the normal p(y) with Gaussian units integrated out: batch (B, 1), event (H,)."""
         moments = self._activity_moments(latents)
         if moments is None:
             return None
-        mean, variance = moments
-        shift = self.noise * ((self.gain * mean) @ self.loadings.mT)
-        spread = (self.gain * variance.sqrt())[..., None, :] * self.loadings.unsqueeze(-3)  # (B, 1, H, N)
+        mean, covariance = moments
+        loc = self.loc + self.scale * self.noise * self._read(self.gain * mean, self.loadings)
+        root = torch.linalg.cholesky(covariance)  # (..., N, P, P)
+        weights = self.loadings * self.gain[..., self.patch, :]  # (B, H, N)
         noise = self.scale * self.noise
-        return dist.LowRankMultivariateNormal(
-            self.loc + self.scale * shift, noise[..., None] * spread, noise.square(), validate_args=False
-        )
+        factor = weights[..., None] * root[..., self.patch, :].transpose(-3, -2)  # (B, H, N, P)
+        factor = noise[..., None] * factor.flatten(-2).unsqueeze(-3)  # (B, 1, H, N P)
+        if factor.shape[-1] < factor.shape[-2]:
+            return dist.LowRankMultivariateNormal(loc, factor, noise.square(), validate_args=False)
+        covariance = factor @ factor.mT + torch.diag_embed(noise.square())
+        return dist.MultivariateNormal(loc, covariance, validate_args=False)
+
+    def _read(self, weights: Tensor, loadings: Tensor) -> Tensor:
+        """Return sum_n loadings_hn weights_pn for every step h and its patch p: (..., P, N) -> (..., 1, H)."""
+        by_patch = weights @ loadings.mT  # (..., P, H)
+        steps = torch.arange(by_patch.shape[-1], device=by_patch.device)
+        return by_patch[..., self.patch, steps].unsqueeze(-2)
 
     def _activity_moments(self, latents: Mapping[str, TorchDistribution | None]) -> tuple[Tensor, Tensor] | None:
-        """Mean and variance of the pooled activity, each (B, 1, N), where the units are independent normals."""
-        fn = latents.get(self.site)
-        base = fn.base_dist if isinstance(fn, dist.Independent) else fn
-        if not isinstance(base, dist.Normal):
+        """Mean (..., P, N) and covariance (..., N, P, P) of the activity that is read, where the units are independent
+        Gaussian paths and nothing else was drawn that their distribution may depend on.
+        """
+        others = [fn for site, fn in latents.items() if site != self.site]
+        moments = path_moments(latents.get(self.site))
+        if moments is None or not all(isinstance(fn, dist.Delta) for fn in others):
             return None
-        mean, variance = base.loc[..., -1, :], base.variance[..., -1, :]  # the path's last step: (..., B, N, K)
-        mean, variance = self.pool_weight * mean.sum(-1), self.pool_weight**2 * variance.sum(-1)
-        return mean.unsqueeze(-2), variance.unsqueeze(-2)
+        mean, covariance = moments
+        steps = self.activity.shape[-2]
+        mean = self.pool_weight * mean.sum(-1)[..., -steps:].mT
+        return mean, self.pool_weight**2 * covariance.sum(-3)[..., -steps:, -steps:]
+
+
+def patches_of(horizon: int, num_patches: int, device: torch.device) -> Tensor:
+    """Return the patch that each step of the horizon belongs to, (H,)."""
+    return torch.arange(horizon, device=device) * num_patches // horizon
 
 
 @singledispatch

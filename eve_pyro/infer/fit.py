@@ -17,13 +17,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from eve_pyro.data import Splits, Windows
 from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.programs import check_accelerator, check_weights, store_parameters
 from eve_pyro.infer.task import Task
 from eve_pyro.infer.training import Training
-from eve_pyro.protocols import Controller, Guide, Model
+from eve_pyro.protocols import Controller, Guide, Model, Rows, RowSplits
 
 with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
     import lightning as L
@@ -51,7 +50,7 @@ class Fit:
 def fit(
     model: Model,
     guide: Guide,
-    windows: Splits,
+    windows: RowSplits,
     elbo: LocalELBO | None = None,
     training: Training | None = None,
     *,
@@ -178,12 +177,12 @@ def _check_parameters(task: Task) -> None:
         )
 
 
-def _loaders(windows: Splits, training: Training, trainer: L.Trainer) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def _loaders(windows: RowSplits, training: Training, trainer: L.Trainer) -> tuple[DataLoader[Any], DataLoader[Any]]:
     world = trainer.world_size
     if training.batch_size % world:
         raise ValueError(f"a batch of {training.batch_size} windows does not divide among {world} processes")
 
-    def loader(part: Windows, train: bool) -> DataLoader[Any]:
+    def loader(part: Rows, train: bool) -> DataLoader[Any]:
         sampler: DistributedSampler[Any] = DistributedSampler(
             part, world, trainer.global_rank, shuffle=train, seed=training.seed % 2**62  # type: ignore[arg-type]
         )  # fmt: skip

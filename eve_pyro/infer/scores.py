@@ -10,7 +10,6 @@ from rich.progress import track
 from torch import Tensor
 
 from eve_pyro import metrics
-from eve_pyro.data import Windows
 from eve_pyro.infer.predictive import (
     Predictive,
     latent_sites,
@@ -19,7 +18,7 @@ from eve_pyro.infer.predictive import (
     vectorized,
 )
 from eve_pyro.infer.programs import device_of, evaluating
-from eve_pyro.protocols import OBSERVED, Guide, Model
+from eve_pyro.protocols import OBSERVED, Guide, Model, Rows
 
 KEYS = ("mse", "mae", "crps", "energy_score", "crps_mean", "log_score", "joint_log_score", "coverage_90")
 
@@ -27,7 +26,7 @@ KEYS = ("mse", "mae", "crps", "energy_score", "crps_mean", "log_score", "joint_l
 def evaluate(
     model: Model,
     guide: Guide,
-    windows: Windows,
+    windows: Rows,
     num_draws: int = 100,
     batch_size: int = 256,
     seed: int = 0,
@@ -51,7 +50,7 @@ def evaluate(
 def window_scores(
     model: Model,
     guide: Guide,
-    windows: Windows,
+    windows: Rows,
     num_draws: int = 100,
     batch_size: int = 256,
     seed: int = 0,

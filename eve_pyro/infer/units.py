@@ -5,13 +5,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from eve_pyro.data import Windows
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.programs import device_of, evaluating
+from eve_pyro.protocols import Rows
 
 
 def unit_table(
-    model: Any, guide: Any, windows: Windows, elbo: LocalELBO | None = None, batch_size: int = 512, seed: int = 0
+    model: Any, guide: Any, windows: Rows, elbo: LocalELBO | None = None, batch_size: int = 512, seed: int = 0
 ) -> pd.DataFrame:
     """Return one row a unit: ``site, unit, kl`` (nats a window), ``energy`` and ``scale``, averaged over ``windows``.
 
