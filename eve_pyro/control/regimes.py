@@ -1,6 +1,5 @@
 """The regimes: controllers put together, attached to a training as one Lightning callback."""
 
-import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -12,12 +11,9 @@ from eve_pyro.control.laws import ALIVE, homeostat_factors, projection_factors
 from eve_pyro.control.layer import LayerControl
 from eve_pyro.control.steering import Steering
 from eve_pyro.diagnostics.census import Tally, UnitFigures
+from eve_pyro.infer.loop import Callback, L
 from eve_pyro.infer.terms import UnitTerms
 from eve_pyro.protocols import Steerable, UnitRows
-
-with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
-    import lightning as L
-    from lightning.pytorch.callbacks import Callback
 
 HOMEOSTAT_EVERY, CALIBRATE_EVERY = 10, 64
 

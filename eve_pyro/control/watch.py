@@ -1,7 +1,6 @@
 """The census while a training runs: what the units did, by step and by epoch."""
 
 import math
-import warnings
 from typing import Any
 
 import pandas as pd
@@ -10,10 +9,7 @@ from torch import Tensor
 
 from eve_pyro.control.regimes import Control
 from eve_pyro.diagnostics.census import Tally, UnitFigures, has_drifted, judge, state_names, summary
-
-with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
-    import lightning as L
-    from lightning.pytorch.callbacks import Callback
+from eve_pyro.infer.loop import Callback, L
 
 RECORDS = 24  # of the training units, evenly spaced over a training
 

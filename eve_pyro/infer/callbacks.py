@@ -2,16 +2,13 @@
 
 import math
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
-with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
-    import lightning as L
-    from lightning.pytorch.callbacks import Callback, EarlyStopping
+from eve_pyro.infer.loop import Callback, EarlyStopping, L
 
 CHECKPOINT = "checkpoint.ckpt"
 

@@ -19,15 +19,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience
 from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.loop import Callback, L, ModelCheckpoint, RichProgressBar, TensorBoardLogger
 from eve_pyro.infer.programs import check_accelerator, check_weights, store_parameters
 from eve_pyro.infer.task import Task
 from eve_pyro.infer.training import Training
 from eve_pyro.protocols import Controller, Guide, Model, Rows, RowSplits
-
-with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
-    import lightning as L
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-    from lightning.pytorch.loggers import TensorBoardLogger
 
 MACHINE_OPTIONS = ("accelerator", "progress")  # may differ where a training goes on
 

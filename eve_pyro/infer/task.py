@@ -1,7 +1,6 @@
 """A model, a guide and their local ELBO as Lightning sees them."""
 
 import math
-import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -12,14 +11,12 @@ import torch
 from torch import Tensor
 
 from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.loop import L
 from eve_pyro.infer.predictive import predict
 from eve_pyro.infer.programs import StoreParameters
 from eve_pyro.infer.scores import marginal_scores
 from eve_pyro.infer.training import Training
 from eve_pyro.protocols import Batch, Guide, Model
-
-with warnings.catch_warnings():  # importing Lightning adds filters to everybody's warnings
-    import lightning as L
 
 VALIDATION_DRAWS = 16
 
