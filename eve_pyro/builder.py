@@ -1,5 +1,6 @@
 """From a configuration to a model, a guide and their local ELBO."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,13 +8,23 @@ from torch import nn
 
 from eve_pyro.config import Config, GuideOptions, ModelOptions, ObjectiveOptions
 from eve_pyro.control.steering import Steering
-from eve_pyro.guides import AmortizedGuide, ContextMeanField, FutureAware, PointGuide
+from eve_pyro.guides import (
+    AmortizedGuide,
+    Autoregressive,
+    Conjugate,
+    ContextMeanField,
+    Flow,
+    FutureAware,
+    LowRank,
+    PointGuide,
+)
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.likelihoods import FactorReadout, NormalReadout, StudentTReadout
-from eve_pyro.models import Forecaster
+from eve_pyro.models import Forecaster, Stack, Trajectory
 from eve_pyro.nets import InstanceNorm, LinearEncoder, MLPDecoder
 from eve_pyro.neuron import EveLayer
-from eve_pyro.priors import ContextualPrior, LearnedPrior, StandardPrior
+from eve_pyro.priors import AR1Prior, ContextualPrior, LearnedPrior, StandardPrior
+from eve_pyro.protocols import Prior
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,11 @@ def build(config: Config, twin: bool = False) -> Built:
         torch.manual_seed(config.training.seed)
         model = _model(config, loadings=not twin)
         guide = _guide(config.guide, model)
-    objective = config.objective
-    return Built(model, guide, LocalELBO(objective.objective, objective.alpha, objective.beta, objective.num_particles))
+    objective, sampled = config.objective, config.guide.guide == "flow"
+    elbo = LocalELBO(
+        objective.objective, objective.alpha, objective.beta, objective.num_particles, sample_kl=sampled
+    )  # fmt: skip
+    return Built(model, guide, elbo)
 
 
 def twin_of(config: Config) -> Config:
@@ -56,19 +70,34 @@ def twin_of(config: Config) -> Config:
 
 
 def _model(config: Config, loadings: bool) -> Forecaster:
-    options, horizon = config.model, config.data.horizon
-    encoder = LinearEncoder(config.data.context_length, options.hidden, options.features, options.dropout)
-    prior = _prior(options, encoder.out_features)
-    layer = EveLayer(prior, options.units, options.latent_dim, options.pooling)
-    readout = _readout(options, layer, encoder.out_features, horizon, loadings)
-    return Forecaster(encoder, layer, readout, horizon, InstanceNorm(options.floor))
+    options, data, horizon = config.model, config.data, config.data.horizon
+    trajectory = options.model == "trajectory"
+    if options.prior.endswith("ar1") and data.path == 1 and not trajectory:
+        raise ValueError(f"prior {options.prior!r} runs over a path: name --path 2 or more, or --model trajectory")
+    encoder = LinearEncoder(data.context_length, options.hidden, options.features, options.dropout)
+    depth = options.depth if options.model == "stack" else 1
+    names = [f"eve{level}" if depth > 1 else "eve" for level in range(1, depth + 1)]
+    layers = [_layer(options, name, encoder.out_features, level > 0) for level, name in enumerate(names)]
+    readout = _readout(options, layers[-1], encoder.out_features, horizon, loadings)
+    norm = InstanceNorm(options.floor)
+    if trajectory:
+        return Trajectory(encoder, layers[0], readout, horizon, norm, options.patches)
+    if options.model == "stack":
+        return Stack(encoder, layers, readout, horizon, norm)
+    return Forecaster(encoder, layers[0], readout, horizon, norm)
 
 
-def _prior(options: ModelOptions, state_size: int) -> StandardPrior | LearnedPrior | ContextualPrior:
-    if options.prior == "contextual":
-        return ContextualPrior(state_size, options.units, options.latent_dim)
-    kind = LearnedPrior if options.prior == "learned" else StandardPrior
-    return kind(options.units, options.latent_dim)
+def _layer(options: ModelOptions, name: str, state_size: int, above: bool) -> EveLayer:
+    """Return a layer; one ``above`` another has a contextual prior, through which it depends on the one below."""
+    prior: Prior
+    if above or options.prior.startswith("contextual"):
+        prior = ContextualPrior(state_size, options.units, options.latent_dim)
+    else:
+        kind = LearnedPrior if options.prior == "learned" else StandardPrior
+        prior = kind(options.units, options.latent_dim)
+    if options.prior.endswith("ar1"):
+        prior = AR1Prior(prior, options.units, options.phi, options.learn_phi)
+    return EveLayer(prior, options.units, options.latent_dim, options.pooling, name)
 
 
 def _readout(options: ModelOptions, layer: EveLayer, state_size: int, horizon: int, loadings: bool) -> nn.Module:
@@ -76,10 +105,19 @@ def _readout(options: ModelOptions, layer: EveLayer, state_size: int, horizon: i
         return FactorReadout(layer, state_size, horizon, loadings)
     decoder = MLPDecoder(options.units, options.hidden)
     head = StudentTReadout if options.readout == "student_t" else NormalReadout
-    return head(decoder, horizon, options.head_scale)
+    return head(decoder, horizon, options.head_scale, options.patches if options.model == "trajectory" else 1)
 
 
 def _guide(options: GuideOptions, model: Forecaster) -> AmortizedGuide:
     if options.guide == "context":
         return ContextMeanField(model, options.guide_scale)
-    return PointGuide(model) if options.guide == "delta" else FutureAware(model)
+    if options.guide == "low_rank":
+        return LowRank(model, options.rank)
+    kinds: dict[str, Callable[[Forecaster], AmortizedGuide]] = {
+        "future_aware": FutureAware,
+        "delta": PointGuide,
+        "autoregressive": Autoregressive,
+        "flow": Flow,
+        "conjugate": Conjugate,
+    }
+    return kinds[options.guide](model)

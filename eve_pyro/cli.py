@@ -15,7 +15,6 @@ from eve_pyro.cli_data import Data, read_panel, with_standard_rows
 from eve_pyro.options import config_options
 
 if TYPE_CHECKING:
-    from eve_pyro.data import Panel, Windows
     from eve_pyro.runs import Run
 
 UsageError = typer.BadParameter.__mro__[2]  # click's own base of what a user got wrong, wherever typer keeps it
@@ -96,14 +95,13 @@ def forecast(
 
     Example: eve-pyro forecast runs/etth1 ETTh1.csv --out next.csv
     """
-    from eve_pyro.data import latest_windows
     from eve_pyro.infer.forecast import forecast as draw
+    from eve_pyro.runs import latest_of
 
     wanted = _levels(levels)
     loaded, panel = _load(run), read_panel(data)
     _check_free(out)
-    options = loaded.config.data
-    windows = latest_windows(panel, options.context_length, options.horizon, loaded.scaler)
+    windows = latest_of(panel, loaded.config, loaded.scaler)
     result = draw(loaded.eve.model, loaded.eve.guide, windows, paths or draws, wanted, seed=seed)
     frame = result.paths_frame() if paths else result.frame()
     try:
@@ -111,7 +109,7 @@ def forecast(
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     kind = f"{paths} joint paths" if paths else ("exact quantiles" if result.exact else f"quantiles of {draws} draws")
-    print(f"{out}: {kind} for {len(panel)} series, {options.horizon} steps from {frame['ds'].min()}")
+    print(f"{out}: {kind} for {len(panel)} series, {windows.horizon} steps from {frame['ds'].min()}")
 
 
 @app.command()
@@ -127,12 +125,12 @@ def evaluate(
     """
     from eve_pyro.infer.scores import evaluate as score
     from eve_pyro.naive import naive_scores
-    from eve_pyro.runs import write_json
+    from eve_pyro.runs import windows_of, write_json
 
     loaded, panel = _load(run), read_panel(data)
     if out is not None:
         _check_free(out)
-    test = _test_windows(loaded, panel)
+    test = windows_of(panel, loaded.config, loaded.scaler).test
     pairs = {"eve": loaded.eve} | ({"twin": loaded.twin} if loaded.twin else {})
     scores: dict[str, Any] = {
         name: score(pair.model, pair.guide, test, draws, seed=loaded.config.training.seed, progress=True)
@@ -173,6 +171,7 @@ def census(run: RunFolder) -> None:
 
 
 app.command("compare-regimes")(cli_bench.compare_regimes)
+app.command("ablate")(cli_bench.ablate)
 
 
 def main() -> None:
@@ -225,14 +224,6 @@ def _load(folder: Path) -> "Run":
     from eve_pyro.runs import load_run
 
     return load_run(folder)
-
-
-def _test_windows(run: "Run", panel: "Panel") -> "Windows":
-    from eve_pyro.data import make_windows
-    from eve_pyro.runs import split_of
-
-    data = run.config.data
-    return make_windows(panel, data.context_length, data.horizon, split_of(run.config), run.scaler).test
 
 
 def _check_free(out: Path) -> None:

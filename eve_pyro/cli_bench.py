@@ -1,5 +1,6 @@
-"""The commands that compare trainings: ``eve-pyro compare-regimes``."""
+"""The commands that compare trainings: ``eve-pyro compare-regimes`` and ``ablate``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,20 +43,58 @@ def compare_regimes(
 
     Example: eve-pyro compare-regimes ETTh1.csv --context 336 --horizon 96 --vary eta=0.05,0.15,0.45
     """
+    from eve_pyro.bench.regimes import SHOWN, parse_vary, regime_trials
     from eve_pyro.bench.regimes import compare_regimes as compare
-    from eve_pyro.bench.regimes import parse_vary, regime_trials
 
     chosen = with_standard_rows(data, overrides or {})
-    trials = regime_trials(
-        recipe, chosen, names(regimes, "--regimes"), numbers(seeds, "--seeds"), parse_vary(vary or [])
-    )
-    panel = read_panel(data)
-    console = Console()
+    wanted, repeats = names(regimes, "--regimes"), numbers(seeds, "--seeds")
+    trials = regime_trials(recipe, chosen, wanted, repeats, parse_vary(vary or []))
     folder = out or Path("runs") / f"regimes-{Path(data).stem}"
-    summary = compare(panel, trials, folder, draws, say=lambda text: console.print(text, highlight=False))
-    scores = ("crps", "joint_log_score", "mse", "val_inside_mass", "val_living", "test_inside_mass")
-    print_summary(summary, list(trials[0].labels), scores)
-    console.print(f"{folder}: regimes.csv, summary.csv, regimes.png", highlight=False, soft_wrap=True)
+    summary = compare(read_panel(data), trials, folder, draws, say)
+    print_summary(summary, list(trials[0].labels), SHOWN)
+    say(f"{folder}: regimes.csv, summary.csv, regimes.png")
+
+
+@config_options
+def ablate(
+    data: Data,
+    recipe: Recipe = "factor",
+    guides: Annotated[str, typer.Option(help="Guides to swap in, separated by commas.")] = "",
+    priors: Annotated[str, typer.Option(help="Priors to swap in.")] = "",
+    latent_dim: Annotated[str, typer.Option(help="Latent dimensions K of a neuron to swap in.")] = "",
+    vary: Annotated[
+        list[str] | None, typer.Option(help="NAME=V1,V2,...: values of any option to swap in; may be repeated.")
+    ] = None,
+    seeds: Seeds = "0,1,2",
+    draws: Draws = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the ablation. Default: runs/ablation-DATA. It may go on.")
+    ] = None,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Train the same model with one thing swapped at a time, over several seeds, and show what it changes.
+
+    The first row is the base, the recipe with the options below. Writes ablation.csv (a row a run), summary.csv and
+    ablation.png. Called again, it goes on where it was stopped.
+
+    Example: eve-pyro ablate ETTh1.csv --context 336 --horizon 96 --guides context,low_rank,conjugate --latent-dim 2,4
+    """
+    from eve_pyro.bench.ablation import LABELS, SHOWN, ablation_trials
+    from eve_pyro.bench.ablation import ablate as run
+    from eve_pyro.bench.regimes import parse_vary
+
+    named = {"guide": (guides, "--guides"), "prior": (priors, "--priors"), "latent_dim": (latent_dim, "--latent-dim")}
+    swaps = {option: names(text, flag) for option, (text, flag) in named.items() if text} | parse_vary(vary or [])
+    trials = ablation_trials(recipe, with_standard_rows(data, overrides or {}), swaps, numbers(seeds, "--seeds"))
+    folder = out or Path("runs") / f"ablation-{Path(data).stem}"
+    summary = run(read_panel(data), trials, folder, draws, say)
+    print_summary(summary, list(LABELS), SHOWN)
+    say(f"{folder}: ablation.csv, summary.csv, ablation.png")
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    Console().print(text, highlight=False, soft_wrap=True)
 
 
 def names(text: str, option: str) -> list[str]:
@@ -74,7 +113,7 @@ def numbers(text: str, option: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def print_summary(summary: "pd.DataFrame", labels: list[str], scores: tuple[str, ...]) -> None:
+def print_summary(summary: "pd.DataFrame", labels: list[str], scores: Sequence[str]) -> None:
     """Print a row a variant: mean and deviation, and for the first two scores the paired difference to the first."""
     table = Table(
         *labels, title="Mean ± deviation over seeds; differences to the first row, 95 %", title_justify="left"

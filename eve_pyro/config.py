@@ -20,6 +20,8 @@ class DataOptions:
 
     context_length: Annotated[int, Ge(2)] = option(96, "Steps of the past a forecast sees.", "context")
     horizon: Annotated[int, Ge(1)] = option(24, "Steps of the future to forecast.")
+    path: Annotated[int, Ge(1), Le(1024)] = option(1, "Successive contexts that the units' path runs over, if above 1.")
+    stride: Annotated[int, Ge(1)] = option(1, "Steps between the contexts of a path.")
     rows: tuple[int, int, int] | None = option(
         None,
         "Exact rows of training, validation and test, as 8640,2880,2880. Default: the standard split of ETT files.",
@@ -32,10 +34,20 @@ class DataOptions:
 class ModelOptions:
     """The neurons, what feeds them and what reads them."""
 
-    units: Annotated[int, Ge(1), Le(65536)] = option(64, "Neurons in the layer.")
+    model: Literal["forecaster", "trajectory", "stack"] = option(
+        "forecaster", "forecaster: one layer; trajectory: a path along the horizon; stack: layers above one another."
+    )
+    units: Annotated[int, Ge(1), Le(65536)] = option(64, "Neurons in a layer.")
+    depth: Annotated[int, Ge(1), Le(64)] = option(2, "Layers of a stack.")
+    patches: Annotated[int, Ge(2), Le(4096)] = option(6, "Patches of the horizon in a trajectory.")
     latent_dim: Annotated[int, Ge(1), Le(1024)] = option(1, "Latent dimensions K of each neuron.")
     pooling: Literal["mean", "sum", "sqrt"] = option("sqrt", "How a neuron's K dimensions become its activity.")
-    prior: Literal["standard", "learned", "contextual"] = option("standard", "Prior of each neuron.")
+    prior: Literal["standard", "learned", "contextual", "ar1", "contextual_ar1"] = option(
+        "standard",
+        "Prior of each neuron; the last two are AR(1) over the path, around standard or contextual marginals.",
+    )
+    phi: Annotated[float, Gt(-1), Lt(1)] = option(0.95, "Persistence of an AR(1) prior.")
+    learn_phi: bool = option(False, "Learn the persistence of each neuron, from phi on.")
     readout: Literal["factor", "normal", "student_t"] = option(
         "factor", "factor: exact marginals, dependence by the units; normal, student_t: decoded from the units alone."
     )
@@ -50,9 +62,12 @@ class ModelOptions:
 class GuideOptions:
     """The posterior."""
 
-    guide: Literal["future_aware", "context", "delta"] = option(
-        "future_aware", "future_aware: q(z | x, y); context: q(z | x), the paper's neuron; delta: a point."
+    guide: Literal["future_aware", "context", "delta", "autoregressive", "low_rank", "flow", "conjugate"] = option(
+        "future_aware",
+        "future_aware: q(z | x, y); context: q(z | x), the paper's neuron; delta: a point; autoregressive: along the "
+        "path; low_rank, flow: across units; conjugate: exact under the factor readout.",
     )
+    rank: Annotated[int, Ge(1), Le(1024)] = option(4, "Rank of the low_rank guide.")
     guide_scale: Literal["scalar", "unit", "input"] = option("unit", "Scale of the context guide.")
 
 

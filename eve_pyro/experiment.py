@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from eve_pyro import plots
 from eve_pyro.builder import Built, build
 from eve_pyro.config import Config
-from eve_pyro.data import Panel, Splits, Windows, latest_windows, make_windows
+from eve_pyro.data import Panel, Splits, Windows
 from eve_pyro.diagnostics.census import final_census
 from eve_pyro.infer.callbacks import CHECKPOINT
 from eve_pyro.infer.fit import Fit, fit
@@ -25,10 +25,11 @@ from eve_pyro.runs import (
     METRICS,
     TWIN,
     claim_folder,
+    latest_of,
     load_setup,
     save_run,
     save_setup,
-    split_of,
+    windows_of,
     write_json,
 )
 
@@ -44,7 +45,7 @@ def run_experiment(panel: Panel, config: Config, folder: Path, twin: bool, say: 
     written. An interrupted run can be taken up again by ``resume_experiment``. Of several processes (``torchrun``) the
     first one writes and scores; the others return no scores.
     """
-    windows = _windows(panel, config)
+    windows = windows_of(panel, config)
     check_accelerator(config.training.accelerator)
     if is_leader():
         save_setup(claim_folder(folder), config, windows.train.scaler, twin)
@@ -64,7 +65,7 @@ def resume_experiment(panel: Panel, folder: Path, say: Say = print) -> Scores:
     config, scaler = load_setup(folder)
     if (folder / METRICS).exists():
         raise ValueError(f"{folder} is done: there is nothing to resume")
-    windows = _windows(panel, config)
+    windows = windows_of(panel, config)
     if windows.train.scaler != scaler:
         raise ValueError(f"{folder} was trained on other data: their training rows have another mean or deviation")
     return _run(panel, config, folder, (folder / TWIN).is_dir(), windows, say if is_leader() else _silent)
@@ -72,10 +73,6 @@ def resume_experiment(panel: Panel, folder: Path, say: Say = print) -> Scores:
 
 def _silent(_: str) -> None:
     """Say nothing: another process speaks."""
-
-
-def _windows(panel: Panel, config: Config) -> Splits:
-    return make_windows(panel, config.data.context_length, config.data.horizon, split_of(config))
 
 
 def _run(panel: Panel, config: Config, folder: Path, twin: bool, windows: Splits, say: Say) -> Scores:
@@ -97,7 +94,7 @@ def _run(panel: Panel, config: Config, folder: Path, twin: bool, windows: Splits
         seconds[f"evaluate_{name}"] = round(time.monotonic() - begin, 2)
     scores |= naive_scores(windows.test)
     _write_forecasts(folder, panel, config, pairs, windows.test)
-    _write_units(folder, pairs["eve"], windows.test, fits["eve"])
+    _write_units(folder, pairs["eve"], windows.test, fits["eve"], say)
     _save(plots.training_curves({name: each.history for name, each in fits.items()}), folder, "training")
     write_json(folder / METRICS, {"test": scores, "windows": len(windows.test), "seconds": seconds})
     for checkpoint in folder.rglob(CHECKPOINT):  # the run is done: nothing goes on from here
@@ -116,8 +113,7 @@ def _fit(name: str, pair: Built, windows: Splits, config: Config, folder: Path, 
 
 def _write_forecasts(folder: Path, panel: Panel, config: Config, pairs: dict[str, Built], test: Windows) -> None:
     """Write the forecast beyond the end of the data, and a test window of some series with its fan chart."""
-    data, eve = config.data, pairs["eve"]
-    latest = latest_windows(panel, data.context_length, data.horizon, test.scaler)
+    eve, latest = pairs["eve"], latest_of(panel, config, test.scaler)
     (folder / "forecasts").mkdir(exist_ok=True)
     forecast(eve.model, eve.guide, latest).frame().to_csv(folder / "forecasts" / "future.csv", index=False)
     shown = shown_windows(test)
@@ -126,10 +122,13 @@ def _write_forecasts(folder: Path, panel: Panel, config: Config, pairs: dict[str
     _save(plots.fan_chart(fans["eve"], fans.get("twin")), folder, "fan")
 
 
-def _write_units(folder: Path, eve: Built, test: Windows, fitted: Fit) -> None:
+def _write_units(folder: Path, eve: Built, test: Windows, fitted: Fit, say: Say) -> None:
     """Write the units' figures on test windows, their census at the end, and its pictures."""
     table = unit_table(eve.model, eve.guide, test.at_most(2048))
     table.to_csv(folder / "units.csv", index=False)
+    sampled = sorted(table.loc[table["sampled"], "site"].unique())
+    if sampled:
+        say(f"the KL of {', '.join(sampled)} has no closed form: its figures are estimates from draws")
     _save(plots.unit_bars(table), folder, "units")
     census, history = fitted.tables["census"], fitted.history.copy()
     rows, summary = final_census(table, census)

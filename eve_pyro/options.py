@@ -21,9 +21,18 @@ PANELS = {
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command(..., overrides)`` an option for every field; those the user names arrive in ``overrides``."""
+    """Give ``command(..., overrides)`` an option for every field; those the user names arrive in ``overrides``.
+
+    A field that the command has a parameter for is the command's own.
+    """
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "overrides"]
-    generated = [_parameter(section, item) for section, kind in SECTIONS.items() for item in fields(kind)]
+    taken = {p.name for p in own}
+    generated = [
+        _parameter(section, item)
+        for section, kind in SECTIONS.items()
+        for item in fields(kind)
+        if item.name not in taken
+    ]
     names = [p.name for p in generated]
 
     @wraps(command)

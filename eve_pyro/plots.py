@@ -128,6 +128,26 @@ def regime_scatter(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
     return figure
 
 
+def difference_bars(summary: pd.DataFrame, labels: Sequence[str], scores: Sequence[str]) -> Figure:
+    """Draw each variant's paired difference to the first one with its 95 % interval, a panel a score.
+
+    ``summary`` is a table of ``bench.compare.summarise``, ``labels`` its first columns.
+    """
+    others = summary.iloc[1:]
+    names = [" ".join(str(row[name]) for name in labels) for row in others.to_dict("records")]
+    figure, axes = _grid(len(scores), len(scores), height=1.2 + 0.28 * len(names))
+    places = np.arange(len(names))[::-1]
+    for number, (ax, score) in enumerate(zip(axes, scores, strict=True)):
+        ax.axvline(0, color=GREY, lw=0.8)
+        ax.errorbar(
+            others[f"{score}_diff"], places, xerr=others[f"{score}_ci"].fillna(0), fmt="o", ms=4, lw=1, color=BLUE
+        )  # fmt: skip
+        ax.set_yticks(places, names if number == 0 else [])
+        ax.set_xlabel(f"{score.replace('_', ' ')}, minus the base's")
+        ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    return figure
+
+
 def _heat(
     figure: Figure, ax: Axes, values: pd.DataFrame, label: str, colours: str, limits: tuple[float, float]
 ) -> None:
@@ -168,7 +188,7 @@ def _origin(windows: Windows, number: int) -> str:
 def _past(forecast: Forecast, number: int) -> np.ndarray:
     window = forecast.windows.select([number])
     mean, deviation = window.scale()
-    past: np.ndarray = (mean + deviation * window[:].context[:, 0]).numpy()[0]
+    past: np.ndarray = (mean + deviation * window[:].context[:, -1]).numpy()[0]
     return past
 
 
@@ -178,9 +198,9 @@ def _level(forecast: Forecast, level: float) -> Tensor:
     return forecast.quantiles[forecast.levels.index(level)]
 
 
-def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, columns: int, height: float = 2.6) -> tuple[Figure, list[Axes]]:
     rows = -(-count // columns)
-    figure = Figure(figsize=(9.5, 0.6 + 2.6 * rows), layout="constrained", dpi=150)
+    figure = Figure(figsize=(9.5, 0.6 + height * rows), layout="constrained", dpi=150)
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from eve_pyro.builder import Built, build
 from eve_pyro.config import Config, from_toml, to_toml
-from eve_pyro.data import Scaler, Split
+from eve_pyro.data import Panel, Scaler, Split, Splits, Windows, latest_windows, make_windows
 from eve_pyro.infer.programs import check_weights
 
 CONFIG, SCALER, WEIGHTS, TWIN = "config.toml", "scaler.json", "weights.safetensors", "twin"
@@ -94,6 +94,20 @@ def split_of(config: Config) -> Split:
     """Return the split a configuration describes."""
     data = config.data
     return Split(rows=data.rows, validation=data.validation, test=data.test)
+
+
+def windows_of(panel: Panel, config: Config, scaler: Scaler | None = None) -> Splits:
+    """Cut ``panel`` as a configuration describes, scaled by its training rows unless a ``scaler`` is given."""
+    data = config.data
+    return make_windows(
+        panel, data.context_length, data.horizon, split_of(config), scaler, data.path, data.stride
+    )  # fmt: skip
+
+
+def latest_of(panel: Panel, config: Config, scaler: Scaler) -> Windows:
+    """Return the windows at the end of ``panel``, as a configuration describes."""
+    data = config.data
+    return latest_windows(panel, data.context_length, data.horizon, scaler, data.path, data.stride)
 
 
 def write_json(path: Path, tree: Any) -> None:

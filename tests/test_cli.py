@@ -56,7 +56,7 @@ def test_fit_evaluate_forecast(here, run):
     assert all(set(KEYS) <= set(row) for row in metrics["test"].values())
     assert {"train_eve", "train_twin"} <= set(metrics["seconds"])
     units = pd.read_csv(here / "r" / "units.csv")
-    assert list(units) == ["site", "unit", "kl", "energy", "scale"]
+    assert list(units) == ["site", "unit", "kl", "energy", "scale", "sampled"]
     assert len(units) == 4
     assert (units.kl >= 0).all()
 

@@ -238,3 +238,29 @@ def test_real_files_follow_the_long_horizon_protocol(name, shape, test_windows):
     mean, deviation = windows.test.scale()
     assert float(mean[-1]) == pytest.approx(panel.values[-1][:train].mean())
     assert float(deviation[-1]) == pytest.approx(panel.values[-1][:train].std())
+
+
+def test_a_path_of_contexts_is_cut_from_the_same_rows(panel):
+    path = make_windows(panel, 24, 6, path=3, stride=5)
+    plain = make_windows(panel, 24, 6)
+    for ours, theirs in zip(path, plain, strict=True):
+        count = len(ours)
+        index = torch.arange(count)
+        batch = ours[index]
+        assert batch.context.shape == (count, 3, 24)
+        rows = ours.flat.unfold(0, 24 + 10 + 6, 1)[ours.start]
+        for step in range(3):
+            torch.testing.assert_close(batch.context[:, step], rows[:, 5 * step : 5 * step + 24])
+        torch.testing.assert_close(batch.future, rows[:, 34:])
+        last = theirs[torch.arange(len(theirs))]
+        assert (batch.context[-1, -1] == last.context[-1, 0]).all()  # the current context is the plain one
+        assert (batch.future[-1] == last.future[-1]).all()
+        assert ours.timestamps(count - 1).equals(theirs.timestamps(len(theirs) - 1))
+    latest = latest_windows(panel, 24, 6, plain.test.scaler, path=3, stride=5)
+    torch.testing.assert_close(
+        latest[:].context[:, -1], latest_windows(panel, 24, 6, plain.test.scaler)[:].context[:, 0]
+    )
+    assert latest[:].future.shape == (2, 0)
+    for wrong in ({"path": 0}, {"path": 2, "stride": 0}):
+        with pytest.raises(ValueError, match="a path has at least 1 context window"):
+            make_windows(panel, 24, 6, **wrong)

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import CONTEXT, GUIDES, HORIZON, make_model, make_panel
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from eve_pyro.data import make_windows
@@ -234,3 +235,17 @@ def test_functions_that_clash_in_the_store_are_refused(windows):
         fit(*second, windows, training=QUICK)
     pyro.clear_param_store()
     fit(*second, windows, training=QUICK)
+
+
+def test_a_second_fit_trains_with_dropout_again(windows):
+    model, guide = pair()
+    fit(model, guide, windows, training=QUICK)
+    modes = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            modes.append(model.training and guide.training)
+
+    fit(model, guide, windows, training=QUICK, callbacks=[Watch()])
+    assert modes
+    assert all(modes)

@@ -10,12 +10,13 @@ import pandas as pd
 
 from eve_pyro.builder import build
 from eve_pyro.config import Config, to_toml
-from eve_pyro.data import Panel, Splits, make_windows
+from eve_pyro.data import Panel
 from eve_pyro.diagnostics.census import final_census
 from eve_pyro.infer.fit import fit
+from eve_pyro.infer.programs import evaluating
 from eve_pyro.infer.scores import evaluate
 from eve_pyro.infer.units import unit_table
-from eve_pyro.runs import split_of
+from eve_pyro.runs import windows_of
 
 CENSUS_KEYS = ("inside_mass", "too_low", "too_high", "living", "dead", "active", "kl", "energy")
 Say = Callable[[str], None]
@@ -43,7 +44,7 @@ def run_trials(panel: Panel, trials: Sequence[Trial], table: Path, num_draws: in
     marks = [fingerprint(trial.config, panel, num_draws) for trial in trials]
     todo = [i for i, labels in enumerate(wanted) if not _holds(done, labels, marks[i], table)]
     for i in todo:
-        trials[i].config.control.check(trials[i].config.training.steps(len(_windows(panel, trials[i].config).train)))
+        _rehearse(panel, trials[i].config)
     for count, i in enumerate(todo, 1):
         say(f"{count} of {len(todo)}: {' '.join(f'{name}={value}' for name, value in wanted[i].items())}")
         row = wanted[i] | _run(panel, trials[i].config, num_draws) | {"fingerprint": marks[i]}
@@ -96,12 +97,16 @@ def _holds(rows: pd.DataFrame, labels: Mapping[str, Any], mark: str, table: Path
     return bool(same.any())
 
 
-def _windows(panel: Panel, config: Config) -> Splits:
-    return make_windows(panel, config.data.context_length, config.data.horizon, split_of(config))
+def _rehearse(panel: Panel, config: Config) -> None:
+    """Raise ValueError now for what would fail once the training's turn comes."""
+    train, pair = windows_of(panel, config).train, build(config)
+    config.control.check(config.training.steps(len(train)))
+    with evaluating(pair.model, pair.guide, config.training.seed):
+        pair.elbo.loss(pair.model, pair.guide, *train[:2])
 
 
 def _run(panel: Panel, config: Config, num_draws: int) -> dict[str, Any]:
-    windows = _windows(panel, config)
+    windows = windows_of(panel, config)
     pair = build(config)
     done = fit(pair.model, pair.guide, windows, pair.elbo, config.training, control=config.control)
     progress = config.training.progress

@@ -60,7 +60,8 @@ class Windows:
 
     ``flat`` holds all scaled series one after the other, and ``view`` (rows, L + H) the same memory as windows; nothing
     is copied before a batch is gathered. ``start`` and ``series`` (N,) say where each window begins in ``flat`` and
-    which series it belongs to. Windows at the end of the data have no future (``known`` is False).
+    which series it belongs to. Windows at the end of the data have no future (``known`` is False). The context is the
+    last of ``path`` successive ones, ``stride`` steps apart: batches hold them all, the earliest first.
     """
 
     panel: Panel
@@ -71,15 +72,22 @@ class Windows:
     context_length: int
     horizon: int
     known: bool = True
+    path: int = 1
+    stride: int = 1
+
+    @property
+    def reach(self) -> int:
+        """Steps from a window's first row to its future: the context, and how far earlier ones reach back."""
+        return self.context_length + (self.path - 1) * self.stride
 
     def __len__(self) -> int:
         return len(self.start)
 
     def __getitem__(self, index: Sequence[int] | slice | Tensor) -> Batch:
-        length = self.context_length + (self.horizon if self.known else 0)
+        length = self.reach + (self.horizon if self.known else 0)
         start = self.start[index if isinstance(index, slice) else torch.as_tensor(index)]
         rows = self.flat.unfold(0, length, 1)[start]
-        return Batch(rows[:, None, : self.context_length], rows[:, self.context_length :])
+        return Batch(rows[:, : self.reach].unfold(1, self.context_length, self.stride), rows[:, self.reach :])
 
     def __getitems__(self, index: list[int]) -> Batch:
         """Gather a batch at once, as a DataLoader asks for it."""
@@ -113,7 +121,7 @@ class Windows:
         """Return the H timestamps of a window's future."""
         series = int(self.series[window])
         lengths = [len(values) for values in self.panel.values]
-        begin = int(self.start[window]) - sum(lengths[:series]) + self.context_length
+        begin = int(self.start[window]) - sum(lengths[:series]) + self.reach
         if self.known:
             return self.panel.index[series][begin : begin + self.horizon]
         return self.panel.future_index(series, self.horizon)
@@ -128,18 +136,26 @@ class Splits(NamedTuple):
 
 
 def make_windows(
-    panel: Panel, context_length: int, horizon: int, split: Split | None = None, scaler: Scaler | None = None
+    panel: Panel,
+    context_length: int,
+    horizon: int,
+    split: Split | None = None,
+    scaler: Scaler | None = None,
+    path: int = 1,
+    stride: int = 1,
 ) -> Splits:
-    """Scale a panel on its training rows and cut it into windows, stride 1.
+    """Scale a panel on its training rows and cut it into windows, one starting at every row.
 
     A window belongs to the split that holds its whole future; its context may reach back into the split before.
-    ``context_length`` and ``horizon`` are in steps; ``split`` is 70 / 10 / 20 % unless given. Raises ValueError for a
-    horizon or context below 1 and for a series too short for one window in each split.
+    ``context_length`` and ``horizon`` are in steps; ``split`` is 70 / 10 / 20 % unless given. With ``path`` > 1 each
+    window has that many successive contexts, ``stride`` steps apart. Raises ValueError for a horizon, path or stride
+    below 1, a context below 2, and a series too short for one window in each split.
     """
     if context_length < 2:
         raise ValueError(f"the context needs at least 2 steps, not {context_length}")
     if horizon < 1:
         raise ValueError(f"the horizon must be at least 1 step, not {horizon}")
+    reach = _reach(context_length, path, stride)
     split = split or Split()
     starts: list[list[Tensor]] = [[], [], []]
     owners: list[list[Tensor]] = [[], [], []]
@@ -147,32 +163,43 @@ def make_windows(
     for number, (name, values) in enumerate(zip(panel.names, panel.values, strict=True)):
         edges = (0, *split.bounds(len(values)))
         for part, label in enumerate(("training", "validation", "test")):
-            first = max(edges[part], context_length)  # the first row a future may start at
+            first = max(edges[part], reach)  # the first row a future may start at
             count = edges[part + 1] - horizon + 1 - first
             if count < 1:
                 raise ValueError(
                     f"series {name!r} is too short: its {label} rows ({edges[part]} to {edges[part + 1] - 1} of "
-                    f"{len(values)}) hold no window of context {context_length} and horizon {horizon}; shorten them"
+                    f"{len(values)}) hold no window of context {reach} and horizon {horizon}; shorten them"
                 )
-            starts[part].append(offset + first - context_length + torch.arange(count))
+            starts[part].append(offset + first - reach + torch.arange(count))
             owners[part].append(torch.full((count,), number))
         offset += len(values)
     scaler = scaler or Scaler.fit(panel, split)
     flat = torch.from_numpy(np.concatenate(scaler.apply(panel)))
     return Splits(
         *(
-            Windows(panel, scaler, flat, torch.cat(start), torch.cat(owner), context_length, horizon)
+            Windows(
+                panel, scaler, flat, torch.cat(start), torch.cat(owner), context_length, horizon, True, path, stride
+            )
             for start, owner in zip(starts, owners, strict=True)
         )
     )
 
 
-def latest_windows(panel: Panel, context_length: int, horizon: int, scaler: Scaler) -> Windows:
+def latest_windows(
+    panel: Panel, context_length: int, horizon: int, scaler: Scaler, path: int = 1, stride: int = 1
+) -> Windows:
     """Return one window a series whose context ends with the data and whose future is yet to come."""
-    lengths = [len(values) for values in panel.values]
+    lengths, reach = [len(values) for values in panel.values], _reach(context_length, path, stride)
     for name, length in zip(panel.names, lengths, strict=True):
-        if length < context_length:
-            raise ValueError(f"series {name!r} has {length} rows, fewer than the context of {context_length}")
+        if length < reach:
+            raise ValueError(f"series {name!r} has {length} rows, fewer than the context of {reach}")
     flat = torch.from_numpy(np.concatenate(scaler.apply(panel)))
-    start = torch.tensor(np.cumsum(lengths) - context_length)
-    return Windows(panel, scaler, flat, start, torch.arange(len(panel)), context_length, horizon, known=False)
+    start = torch.tensor(np.cumsum(lengths) - reach)
+    series = torch.arange(len(panel))
+    return Windows(panel, scaler, flat, start, series, context_length, horizon, False, path, stride)
+
+
+def _reach(context_length: int, path: int, stride: int) -> int:
+    if path < 1 or stride < 1:
+        raise ValueError(f"a path has at least 1 context window and a stride of at least 1 step, not {path}, {stride}")
+    return context_length + (path - 1) * stride

@@ -65,7 +65,8 @@ def _kl(q: JointUnits, p: Distribution) -> Tensor:
     spread = q.variance + transition.square() * delayed(q.variance) - 2 * transition * q.lag_covariance
     cross = 0.5 * (LOG_2PI_E - 1 + 2 * noise.log() + (spread + moved) / noise.square()).sum((-2, -1))
     total, shared = q.information()
-    weight = shared / shared.sum(-1, keepdim=True).clamp(min=1e-30)
+    shared = shared + torch.finfo(shared.dtype).eps  # where rounding is all there is to share, gradients stay small
+    weight = shared / shared.sum(-1, keepdim=True)
     return cross - q.unit_entropy() + total.unsqueeze(-1) * weight
 
 

@@ -1,8 +1,8 @@
 """What Gaussian paths have in common: their moments."""
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from eve_pyro.distributions.ar1 import AR1
 
@@ -14,7 +14,6 @@ def path_moments(fn: object) -> tuple[Tensor, Tensor] | None:
     """
     if isinstance(fn, AR1):
         return fn.mean, fn.covariance
-    base = fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn
-    if isinstance(base, dist.Normal):
-        return base.loc, torch.diag_embed(base.variance.mT)
+    if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 2 and isinstance(fn.base_dist, Normal):
+        return fn.mean, torch.diag_embed(fn.variance.mT)
     return None

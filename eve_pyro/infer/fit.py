@@ -98,6 +98,7 @@ def fit(
         )
         train, validation = _loaders(windows, training, trainer)
         checkpoint = _checkpoint(folder, task) if folder is not None and resume else None
+        task.train()  # a pair that was fitted before is in eval mode
         with _interruptible():
             trainer.fit(task, train, validation, ckpt_path=checkpoint, weights_only=True)
         if task.not_finite is not None and task.not_finite < len(train):

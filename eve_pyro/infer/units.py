@@ -15,9 +15,9 @@ def unit_table(
 ) -> pd.DataFrame:
     """Return one row a unit: ``site, unit, kl`` (nats a window), ``energy`` and ``scale``, averaged over ``windows``.
 
-    See ``UnitTerms`` for what they measure.
+    See ``UnitTerms`` for what they measure. ``sampled`` says that a KL has no closed form and comes from draws.
     """
-    elbo, device = elbo or LocalELBO(), device_of(model)
+    elbo, device = elbo or LocalELBO(sample_kl=True), device_of(model)
     totals: dict[str, torch.Tensor] = {}
     with evaluating(model, guide, seed):
         for context, future in windows.batches(batch_size):
@@ -27,8 +27,8 @@ def unit_table(
                 totals[site] = totals.get(site, 0.0) + figures * (len(future) / len(windows))
     parts = [
         pd.DataFrame(figures.T.numpy(), columns=["kl", "energy", "scale"]).assign(
-            site=site, unit=range(figures.shape[1])
+            site=site, unit=range(figures.shape[1]), sampled=site in elbo.terms.sampled_sites
         )
         for site, figures in totals.items()
     ]
-    return pd.concat(parts, ignore_index=True)[["site", "unit", "kl", "energy", "scale"]]
+    return pd.concat(parts, ignore_index=True)[["site", "unit", "kl", "energy", "scale", "sampled"]]
