@@ -9,6 +9,7 @@ from torch import Tensor
 from eve_pyro.control.band import BandPenalty, ramp
 from eve_pyro.control.laws import ALIVE, homeostat_factors, projection_factors
 from eve_pyro.control.layer import LayerControl
+from eve_pyro.control.persistence import ArPenalty
 from eve_pyro.control.steering import Steering
 from eve_pyro.diagnostics.census import Tally, UnitFigures
 from eve_pyro.infer.loop import Callback, L
@@ -33,6 +34,7 @@ class Control(Callback):
         self.steering = steering
         self.layers: dict[str, LayerControl] = {}
         self.penalty = BandPenalty({}, steering.lambda_band)
+        self.persistence = ArPenalty(steering.lambda_ar, steering.ar_phi) if steering.lambda_ar else None
         self.unseen = Tally()
         self._saved: dict[str, Any] = {}
         self._beta: Any = None
@@ -57,12 +59,15 @@ class Control(Callback):
         self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)
         if steering.regime != "off":
             task.elbo.penalties["band"] = self.penalty
+        if self.persistence is not None:
+            task.elbo.penalties["ar"] = self.persistence
         if self.layers:
             self._set_betas(task, trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, task: Any) -> None:
         """Leave the local ELBO as it was."""
-        task.elbo.penalties.pop("band", None)
+        for name in ("band", "ar"):
+            task.elbo.penalties.pop(name, None)
         task.elbo.beta = self._beta
 
     @torch.no_grad()
@@ -83,6 +88,8 @@ class Control(Callback):
                 self._move(layer, task.guide.unit_rows()[site], step, last)
             if steering.thermostat:
                 layer.thermostat.act()
+        if self.persistence is not None:
+            self.persistence.act(task.elbo.terms, "ar")
         self._set_betas(task, step)
 
     def on_validation_batch_end(
@@ -132,7 +139,8 @@ class Control(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every layer's controllers, for a checkpoint."""
         layers = {site: layer.state() for site, layer in self.layers.items()}
-        return {"steering": asdict(self.steering), "layers": layers}
+        weight = None if self.persistence is None else self.persistence.share.weight
+        return {"steering": asdict(self.steering), "layers": layers, "ar_weight": weight}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint's state; ValueError where it was steered otherwise."""
@@ -141,3 +149,5 @@ class Control(Callback):
                 before = state_dict["steering"].get(name)
                 raise ValueError(f"the checkpoint was steered with {name} = {before!r}, not {value!r}: resume it so")
         self._saved = state_dict["layers"]
+        if self.persistence is not None:
+            self.persistence.share.weight = state_dict["ar_weight"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from eve_pyro.infer.training import option
 
@@ -30,6 +30,10 @@ class Steering:
     thermostat: bool = option(False, "Give every unit a beta that holds its KL within [c-min, c-max].")
     c_min: Annotated[float, Ge(0)] = option(0.05, "Thermostat: lowest KL of a unit, in nats a window.")
     c_max: Annotated[float, Ge(0)] = option(0.30, "Thermostat: highest KL of a unit, in nats a window.")
+    lambda_ar: Annotated[float, Ge(0)] = option(
+        0.0, "First weight of a penalty that makes paths persist, its share then held near 20 %; 0 is none."
+    )
+    ar_phi: Annotated[float, Gt(-1), Lt(1)] = option(0.95, "Persistence that the penalty asks for.")
     calibrate: bool = option(False, "Let the bands follow where the units live.")
     warmup: Annotated[int, Ge(0)] = option(64, "Steps before anything acts.")
     ramp: Annotated[int, Ge(0)] = option(96, "Steps over which the band penalty grows to its weight.")

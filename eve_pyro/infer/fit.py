@@ -156,7 +156,9 @@ def _interruptible() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit:
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # a SIGTERM ends the process, as asked
+            raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
 

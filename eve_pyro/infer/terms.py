@@ -1,6 +1,6 @@
 """What the local ELBO measures of one pair of traces, unit by unit."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,13 +17,20 @@ from eve_pyro.infer.predictive import latent_sites
 class UnitTerms:
     """One latent site: ``kl`` (B, N) in nats; ``energy`` (N,), the squared shift of the posterior's location from the
     prior's in prior deviations, averaged over windows and latent dimensions; ``scale`` (N,), the posterior's deviation,
-    averaged alike. ``sampled`` says that the KL is a one-draw-a-particle estimate and not the closed form.
+    averaged alike. ``sampled`` says that the KL is a one-draw-a-particle estimate and not the closed form. ``path``
+    (B, N, T, K) holds the shifts themselves, in prior deviations, where the site's event is a path of T > 1 steps.
     """
 
     kl: Tensor
     energy: Tensor
     scale: Tensor
     sampled: bool = False
+    path: Tensor | None = None
+
+    def detach(self) -> "UnitTerms":
+        """Return the same figures cut off from the graph."""
+        path = None if self.path is None else self.path.detach()
+        return UnitTerms(self.kl.detach(), self.energy.detach(), self.scale.detach(), self.sampled, path)
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,7 @@ class ELBOTerms:
         """Return the same figures cut off from the graph."""
         return ELBOTerms(
             log_likelihood=self.log_likelihood.detach(),
-            units={
-                name: replace(u, kl=u.kl.detach(), energy=u.energy.detach(), scale=u.scale.detach())
-                for name, u in self.units.items()
-            },
+            units={name: units.detach() for name, units in self.units.items()},
             predictive=None if self.predictive is None else self.predictive.detach(),
             penalties={name: value.detach() for name, value in self.penalties.items()},
         )
@@ -123,8 +127,17 @@ def _measure(name: str, model_site: Any, guide_site: Any, auxiliary: Any, sample
             f"KL(q || p) of site {name!r} has no closed form: q is {_family(q)}{through}, p is {_family(p)}; pass "
             "sample_kl=True to estimate it from the draws"
         )
-    energy, scale = _location_and_scale(q, p, guide_site["value"])
-    return UnitTerms(by_unit(kl).mean(0), by_unit(energy).mean((0, 1)), by_unit(scale).mean((0, 1)), sampled)
+    shift, scale = _shift_and_scale(q, p, guide_site["value"])
+    event = tuple(range(-len(q.event_shape), 0))
+    path = None
+    if len(event) == 2 and q.event_shape[0] > 1:
+        path = shift.reshape(-1, *shift.shape[-4:]).mean(0)
+    energy = by_unit(_mean(shift.square(), event)).mean((0, 1))
+    return UnitTerms(by_unit(kl).mean(0), energy, by_unit(_mean(scale, event)).mean((0, 1)), sampled, path)
+
+
+def _mean(values: Tensor, event: tuple[int, ...]) -> Tensor:
+    return values.mean(event) if event else values
 
 
 def _closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
@@ -134,8 +147,8 @@ def _closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None
         return None
 
 
-def _location_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ((E q - E p) / deviation of p)^2 and the deviation of q, averaged over event dims.
+def _shift_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (E q - E p) / deviation of p, and the deviation of q, each with the site's event dims.
 
     The draw itself stands in for the location of a posterior that has no mean in closed form, and its deviation is 0.
     """
@@ -144,11 +157,9 @@ def _location_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tenso
     except NotImplementedError:
         loc, scale = value, torch.zeros_like(value)
     try:
-        energy = ((loc - p.mean) / p.stddev).square()
+        return (loc - p.mean) / p.stddev, scale
     except NotImplementedError:  # a prior without moments: no energy to speak of
-        energy = torch.full_like(loc, torch.nan)
-    event = tuple(range(-len(q.event_shape), 0))
-    return (energy.mean(event), scale.mean(event)) if event else (energy, scale)
+        return torch.full_like(loc, torch.nan), scale
 
 
 def by_unit(values: Tensor) -> Tensor:

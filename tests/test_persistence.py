@@ -1,0 +1,102 @@
+"""The paper's persistence: a prior that is AR(1) over successive contexts, and the penalty that stands in for it."""
+
+import pytest
+import torch
+from conftest import CONTEXT, HORIZON, UNITS, make_panel
+from torch.distributions import Independent, Normal, kl_divergence
+
+from eve_pyro.builder import build
+from eve_pyro.config import load_recipe
+from eve_pyro.control.persistence import ArPenalty
+from eve_pyro.control.steering import Steering
+from eve_pyro.data import make_windows
+from eve_pyro.distributions import AR1
+from eve_pyro.infer.fit import fit
+from eve_pyro.infer.terms import ELBOTerms, UnitTerms
+from eve_pyro.priors import AR1Prior, ContextualPrior, StandardPrior
+
+OPTIONS = {"context_length": CONTEXT, "horizon": HORIZON, "units": UNITS, "hidden": 8, "features": 12}
+OPTIONS |= {"path": 2, "stride": 4, "batch_size": 32, "epochs": 3, "progress": False}
+QUICK = load_recipe("paper", OPTIONS).training
+
+
+def path_windows():
+    return make_windows(make_panel(), CONTEXT, HORIZON, path=2, stride=4)
+
+
+def terms(path):
+    figures = torch.ones(len(path), path.shape[1])
+    return ELBOTerms(torch.full((len(path),), -30.0), {"z": UnitTerms(figures, figures[0], figures[0], path=path)})
+
+
+def test_the_penalty_by_a_loop():
+    path, phi = torch.randn(4, 3, 5, 2), 0.8
+    expected = 0.0
+    for window in path:
+        for unit in window:
+            for t in range(1, 5):
+                expected += float((unit[t] - phi * unit[t - 1]).square().sum()) / (2 * (1 - phi**2)) / 4
+    assert float(ArPenalty(0.5, phi)(terms(path))) == pytest.approx(0.5 * expected, rel=1e-5)
+
+
+def test_the_penalty_is_the_kl_to_an_ar1_prior_as_far_as_locations_go():
+    phi, path = 0.9, torch.randn(4, 3, 5, 2)
+    p = AR1(torch.zeros(5, 2), torch.tensor([[phi]]), torch.ones(5, 2))
+    moved, at_rest = (Independent(Normal(loc, 1.0), 2) for loc in (path, 0 * path))
+    kl = kl_divergence(moved, p) - kl_divergence(at_rest, p)
+    first = 0.5 * path[:, :, 0].square().sum((1, 2))
+    assert float(ArPenalty(1.0, phi)(terms(path))) == pytest.approx(float((kl.sum(-1) - first).mean()), rel=1e-4)
+
+
+def test_the_weight_follows_the_penaltys_share_of_the_loss():
+    penalty = ArPenalty(1.0, 0.5)
+    seen = terms(torch.zeros(4, 3, 2, 1))  # |log likelihood| 30, KL 3
+    seen.penalties["ar"] = torch.tensor(22.0)  # 22 of 55: a share of 0.4
+    penalty.act(seen, "ar")
+    assert penalty.share.weight == pytest.approx(torch.tensor(-0.2 * 0.1).exp().item())
+
+
+def test_units_without_a_path_are_refused():
+    pair = build(load_recipe("paper", OPTIONS | {"path": 1, "prior": "standard"}))
+    windows = make_windows(make_panel(), CONTEXT, HORIZON)
+    with pytest.raises(ValueError, match=r"needs a path of at least 2 steps; 'eve\.z' has none"):
+        fit(pair.model, pair.guide, windows, pair.elbo, QUICK, control=Steering(lambda_ar=1))
+    with pytest.raises(ValueError, match="runs over a path: name --path 2 or more, or --model trajectory"):
+        build(load_recipe("paper", OPTIONS | {"path": 1, "prior": "ar1"}))
+    with pytest.raises(ValueError, match=r"needs \|phi\| < 1, not 1"):
+        AR1Prior(StandardPrior(3), 3, phi=1.0)
+    with pytest.raises(ValueError, match="at least two steps"):
+        AR1Prior(StandardPrior(3), 3)(torch.zeros(2, 1, 4))
+
+
+def persistence(pair, windows):
+    """Mean correlation of the posterior's locations from the previous context to the current one, over units."""
+    context, future = windows.test[torch.arange(len(windows.test))]
+    with torch.no_grad():
+        loc = pair.guide.eval().posterior(context, future).mean[..., 0]  # (B, N, 2)
+    loc = loc - loc.mean(0)
+    return float(((loc[..., 0] * loc[..., 1]).mean(0) / (loc[..., 0].std(0) * loc[..., 1].std(0))).mean())
+
+
+def test_the_prior_and_the_penalty_make_neighbouring_contexts_agree():
+    windows, found = path_windows(), {}
+    for name, prior, steering in (
+        ("plain", "standard", Steering()),
+        ("prior", "ar1", Steering()),
+        ("penalty", "standard", Steering(lambda_ar=1.0, warmup=5)),
+    ):
+        config = load_recipe("paper", OPTIONS | {"prior": prior, "epochs": 15, "beta": 1.0, "monitor": "last"})
+        pair = build(config)
+        result = fit(pair.model, pair.guide, windows, pair.elbo, config.training, control=steering)
+        found[name] = persistence(pair, windows)
+        assert ("train_ar" in result.history) == (name == "penalty")
+    assert found["prior"] > found["plain"] + 0.1
+    assert found["penalty"] > found["plain"] + 0.1
+
+
+def test_marginals_stay_those_of_the_prior_it_wraps():
+    state = torch.randn(2, 4, 7)
+    marginals = ContextualPrior(7, UNITS, 2)
+    fn = AR1Prior(marginals, UNITS, 0.7)(state)
+    torch.testing.assert_close(fn.mean, marginals(state).mean)
+    torch.testing.assert_close(fn.stddev, marginals(state).stddev)
