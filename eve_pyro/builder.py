@@ -80,11 +80,13 @@ def _model(config: Config, loadings: bool) -> Forecaster:
     layers = [_layer(options, name, encoder.out_features, level > 0) for level, name in enumerate(names)]
     readout = _readout(options, layers[-1], encoder.out_features, horizon, loadings)
     norm = InstanceNorm(options.floor)
+    if trajectory and data.path > 1:
+        raise ValueError(f"a trajectory's path runs along the horizon: --path must be 1, not {data.path}")
     if trajectory:
         return Trajectory(encoder, layers[0], readout, horizon, norm, options.patches)
     if options.model == "stack":
-        return Stack(encoder, layers, readout, horizon, norm)
-    return Forecaster(encoder, layers[0], readout, horizon, norm)
+        return Stack(encoder, layers, readout, horizon, norm, data.path)
+    return Forecaster(encoder, layers[0], readout, horizon, norm, data.path)
 
 
 def _layer(options: ModelOptions, name: str, state_size: int, above: bool) -> EveLayer:

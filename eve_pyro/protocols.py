@@ -141,6 +141,7 @@ class Amortizable(Protocol):
 
     state_size: int
     surprise_size: int
+    num_steps: int
 
     @property
     def layers(self) -> Sequence[Layer]:

@@ -1,6 +1,5 @@
 """The autoregressive guide: each path step conditions on the one before."""
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ class Autoregressive(AmortizedGuide):
     """
 
     def __init__(self, model: Amortizable, hidden: int = 256) -> None:
-        super().__init__(model, lambda layer: ChainHead(layer, model.state_size, model.surprise_size, hidden))
+        kind = ChainHead if model.num_steps > 1 else FutureHead
+        super().__init__(model, lambda layer: kind(layer, model.state_size, model.surprise_size, hidden))
 
 
 class ChainHead(FutureHead):
@@ -35,9 +35,6 @@ class ChainHead(FutureHead):
     def displaced(self, prior: TorchDistribution, hidden: Tensor) -> TorchDistribution:
         """Return the chains around ``prior``."""
         memory = self.by_unit(self.memory(hidden))
-        if prior.event_shape[0] == 1:
-            normals = super().displaced(prior, hidden)
-            return dist.Normal(normals.mean + 0 * memory, normals.stddev, validate_args=False).to_event(2)
         loc = prior.mean + prior.stddev * self.by_unit(self.loc(hidden))
         chained = isinstance(prior, AR1)
         noise = (prior.noise if chained else prior.stddev) * self.by_unit(self.log_scale(hidden)).clamp(-6.0, 2.0).exp()

@@ -34,7 +34,7 @@ class Forecaster(nn.Module):
     ``context`` (B, T, L) -> instance norm -> ``encoder`` -> state (B, T, F) -> ``layer`` (site ``<layer>.z``) ->
     ``readout`` -> ``y`` (batch (B, 1), event (H,)), in the units of the context: the readout's distribution is moved
     and stretched back, its Jacobian included. With T > 1 successive context windows and an ``AR1Prior`` the units
-    persist from the previous window to the current one, which alone is read: the paper's persistence.
+    persist from the previous window to the current one, which alone is read: the paper's persistence; T is ``path``.
 
     Source: arXiv 2602.18250. Every part is an argument, and swapping one leaves the others alone.
     """
@@ -42,14 +42,21 @@ class Forecaster(nn.Module):
     reads = 1  # path steps that the readout reads, from the end
 
     def __init__(
-        self, encoder: Encoder, layer: EveLayer, readout: Readout, horizon: int, norm: Norm | None = None
+        self,
+        encoder: Encoder,
+        layer: EveLayer,
+        readout: Readout,
+        horizon: int,
+        norm: Norm | None = None,
+        path: int = 1,
     ) -> None:
         super().__init__()
-        if horizon < 1:
-            raise ValueError(f"the horizon must be at least 1 step, not {horizon}")
+        if horizon < 1 or path < 1:
+            raise ValueError(f"horizon and path must be at least 1 step, not {horizon} and {path}")
         self.encoder, self.layer, self.readout = encoder, layer, readout
         self.norm = norm or InstanceNorm()
         self.state_size, self.surprise_size = encoder.out_features, horizon
+        self.path = self.num_steps = path
 
     @property
     def layers(self) -> Sequence[EveLayer]:
@@ -62,6 +69,8 @@ class Forecaster(nn.Module):
 
     def encode(self, context: Tensor) -> tuple[Tensor, InstanceScale | None]:
         """Return the state (B, T, F) that the first layer reads, and the scale of the context."""
+        if context.ndim != 3 or context.shape[1] != self.path:
+            raise ValueError(f"the context needs shape (windows, {self.path}, steps), not {tuple(context.shape)}")
         normalised, instance = self.norm(context)
         return self.encoder(normalised), instance
 

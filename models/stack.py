@@ -26,12 +26,13 @@ class Stack(Forecaster):
         readout: Readout,
         horizon: int,
         norm: Norm | None = None,
+        path: int = 1,
         residual: bool = True,
     ) -> None:
         names = [layer.name for layer in layers]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a stack needs at least one layer, and a name for each, not {names}")
-        super().__init__(encoder, layers[-1], readout, horizon, norm)
+        super().__init__(encoder, layers[-1], readout, horizon, norm, path)
         self.below, self.residual = nn.ModuleList(layers[:-1]), residual
         self.lifts = nn.ModuleList(
             nn.Sequential(

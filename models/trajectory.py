@@ -30,12 +30,10 @@ class Trajectory(Forecaster):
         super().__init__(encoder, layer, readout, horizon, norm)
         if not 2 <= num_patches <= horizon:
             raise ValueError(f"a trajectory over {horizon} steps needs 2 to {horizon} patches, not {num_patches}")
-        self.reads = num_patches
+        self.reads = self.num_steps = num_patches
         self.patches = nn.Parameter(0.1 * torch.randn(num_patches, encoder.out_features))
 
     def encode(self, context: Tensor) -> tuple[Tensor, InstanceScale | None]:
         """Return the state (B, P, F) of every patch, and the scale of the context."""
         state, instance = super().encode(context)
-        if state.shape[1] != 1:
-            raise ValueError(f"a trajectory runs along the horizon: give it one context window, not {state.shape[1]}")
         return state + self.patches, instance
