@@ -9,8 +9,9 @@ the random state, modes, gradients and values of parameters as they were. Module
 that plain functions hold to it yourself.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import pyro
@@ -21,14 +22,14 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from eve_pyro.infer.local_elbo import LocalELBO
-from eve_pyro.infer.predictive import latent_sites, observation, vectorized
+from eve_pyro.infer.predictive import Program, latent_sites, observation, vectorized
 from eve_pyro.infer.programs import evaluating, refuse_clashes, store_parameters
-from eve_pyro.infer.terms import _check_sites
+from eve_pyro.infer.terms import check_sites
 from eve_pyro.protocols import OBSERVED, Guide, Model
 
-Program = Callable[..., Any]
 Sites = dict[str, Any]
 DRAWS = 2  # fewer than the windows, so that no axis of draws passes for one of windows
+CALL = "it is called with (context, future) and with (context) alone, on any number of windows"
 SHAKE = 0.05  # a head that starts at zero does not show yet what it reads
 
 
@@ -57,7 +58,7 @@ def check_guide(model: Model, guide: Guide, batch: tuple[Tensor, Tensor]) -> Non
         for args in ((context, future), (context,)):
             trace = _run(f"the guide fails {'with' if len(args) == 2 else 'without'} a future", guide, *args)
             trace.compute_score_parts()
-            (_check_sites if len(args) == 2 else _check_leading)(latents, trace)
+            (check_sites if len(args) == 2 else _check_leading)(latents, trace)
             _check_like_model(latents, trace)
             _check_moments(trace)
         own = _parameters("guide", guide, context, future)
@@ -71,8 +72,7 @@ def _batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     context, future = batch
     if context.ndim != 3 or future.ndim != 2 or not len(context) == len(future) >= 3:
         raise ValueError(
-            "a batch is context (B, T, L) and future (B, H) of at least 3 windows, not "
-            f"{tuple(context.shape)} and {tuple(future.shape)}"
+            f"a batch is context (B, T, L) and future (B, H), B >= 3, not {[*context.shape]} and {[*future.shape]}"
         )
     for name, values in (("contexts", context), ("futures", future)):
         if not torch.isfinite(values).all() or (values == values[:1]).all():
@@ -80,13 +80,20 @@ def _batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return context, future
 
 
-def _run(fault: str, program: Program, *args: Tensor, mend: str = "") -> Trace:
+def _run(fault: str, program: Program, *args: Tensor, mend: str = CALL) -> Trace:
     with poutine.trace() as tracer:
         try:
             program(*args)
         except Exception as error:
-            raise ValueError(f"{fault} ({type(error).__name__}: {error}){mend}") from error
+            sites: list[Any] = list(tracer.trace.nodes.values())
+            sizes = [f"{s['name']!r} of size {s['fn'].size}" for s in sites if poutine.util.site_is_subsample(s)]
+            plates = f", in plates {', '.join(sizes)}" if sizes else ""
+            raise ValueError(f"{fault}{plates} ({_said(error)}): {mend}") from error
     return poutine.util.prune_subsample_sites(tracer.trace)
+
+
+def _said(error: Exception) -> str:
+    return shorten(f"{type(error).__name__}: {error}", 240, placeholder=" ...")
 
 
 def _model_sites(model: Model, context: Tensor, future: Tensor, observed: bool) -> Sites:
@@ -95,10 +102,7 @@ def _model_sites(model: Model, context: Tensor, future: Tensor, observed: bool) 
     trace = _run(f"the model fails {'with' if observed else 'without'} a future", model, *args)
     latents, fn, site = latent_sites(trace), observation(trace), _samples(trace)[OBSERVED]
     if fn.event_shape != future.shape[1:]:
-        raise ValueError(
-            f"site {OBSERVED!r} has event {tuple(fn.event_shape)} and the future {future.shape[1]} steps: make the "
-            "horizon its last dim, with .to_event(1)"
-        )
+        raise ValueError(f"site {OBSERVED!r} has event {tuple(fn.event_shape)}, not the horizon ({future.shape[1]},)")
     for each in (site, *latents.values()):
         _check_frames(each, len(future))
     value, truth = site["value"], future.unsqueeze(-2)
@@ -132,26 +136,24 @@ def _frames(site: Any) -> dict[int, tuple[str, int]]:
 
 
 def _plates(frames: Mapping[int, tuple[str, int]]) -> str:
-    named = [f"plate {name!r} (dim {dim}, size {size})" for dim, (name, size) in sorted(frames.items())]
-    return " and ".join(named) or "no plate"
+    return " and ".join(f"plate {n!r} (dim {dim}, size {size})" for dim, (n, size) in frames.items()) or "no plate"
 
 
 def _check_like_model(latents: Sites, trace: Trace) -> None:
-    """A guide's sites stand in the model's plates and have the model's shapes."""
-    for name, theirs in latents.items():
-        if name not in trace.nodes:
-            continue
-        mine: Any = trace.nodes[name]
-        if _frames(mine) != _frames(theirs):
+    """A guide's sites stand in the model's plates, auxiliary ones with the site they serve, and have its shapes."""
+    for name, mine in _samples(trace).items():
+        served = max((each for each in latents if name == each or name.startswith(f"{each}_")), key=len)
+        here, there = _frames(mine), _frames(latents[served])
+        if here != there:
             raise ValueError(
-                f"the guide's site {name!r} stands in {_plates(_frames(mine))}, the model's in "
-                f"{_plates(_frames(theirs))}: open the model's plates, of the same names, dims and sizes"
+                f"the guide's site {name!r} stands in {_plates(here)}, the model's in {_plates(there)}: open the "
+                "model's plates, of the same names, dims and sizes"
             )
-        shapes = [(tuple(s["fn"].batch_shape), tuple(s["fn"].event_shape), s["value"].shape) for s in (mine, theirs)]
-        if shapes[0] != shapes[1]:
+        own, its = ((tuple(s["fn"].batch_shape), tuple(s["fn"].event_shape)) for s in (mine, latents[served]))
+        if own != its and name == served:
             raise ValueError(
-                f"the guide's site {name!r} has batch {shapes[0][0]} and event {shapes[0][1]}, the model's "
-                f"{shapes[1][0]} and {shapes[1][1]}: reshape it, or declare event dims with .to_event"
+                f"the guide's site {name!r} has batch {own[0]} and event {own[1]}, the model's {its[0]} and {its[1]}: "
+                "reshape it, or declare event dims with .to_event"
             )
 
 
@@ -165,10 +167,7 @@ def _check_moments(trace: Trace) -> None:
         except NotImplementedError:  # moments without a closed form
             loc, scale = site["value"], torch.ones(())
         if not isinstance(fn, dist.Delta) and not ((scale > 0) & torch.isfinite(scale)).all():
-            raise ValueError(
-                f"the guide's site {name!r} has a scale that is not positive and finite, such as "
-                f"{float(scale.min()):g}: pass it through exp or softplus"
-            )
+            raise ValueError(f"the guide's site {name!r} has a scale that is not positive: use exp or softplus")
         if not (torch.isfinite(loc).all() and torch.isfinite(site["value"]).all()):
             raise ValueError(f"the guide's site {name!r} has a location or draws that are not finite")
 
@@ -178,8 +177,8 @@ def _check_leading(latents: Sites, trace: Trace) -> None:
     own = [name for name, site in _samples(trace).items() if not site["infer"].get("is_auxiliary")]
     if own != list(latents)[: len(own)]:
         raise ValueError(
-            f"without a future the guide samples {own}, and the model {[*latents]}: sample none of them, or the first "
-            "ones in order, and the model's prior fills in the others"
+            f"without a future the guide samples {own}: sample none or the first of {[*latents]}, in order, and the "
+            "model's prior fills in the others"
         )
 
 
@@ -190,9 +189,7 @@ def _loss(model: Model, guide: Guide, context: Tensor, future: Tensor) -> Tensor
         with torch.enable_grad(), pyro.validation_enabled(True):
             loss: Tensor = elbo.differentiable_loss(model, guide, context, future)
     except Exception as error:
-        raise ValueError(
-            f"LocalELBO(num_particles={DRAWS}, sample_kl=True) fails ({type(error).__name__}: {error})"
-        ) from error
+        raise ValueError(f"LocalELBO(num_particles={DRAWS}, sample_kl=True) fails ({_said(error)})") from error
     parts = {f"the KL of site {name!r}": units.kl for name, units in elbo.terms.units.items()}
     for name, values in ({"log p(y | z)": elbo.terms.log_likelihood} | parts).items():
         if not torch.isfinite(values).all():
@@ -201,11 +198,9 @@ def _loss(model: Model, guide: Guide, context: Tensor, future: Tensor) -> Tensor
 
 
 def _log_density(model: Model, context: Tensor, future: Tensor) -> Tensor:
-    """Return log p at draws of the prior, plus what a model shows to guides, for the gradients alone."""
-    mend = f": index dims from the right, {DRAWS} draws stand left of the windows at dim -3"
+    """Return log p at a draw of the prior, plus what a model shows to guides: whatever its parameters may serve."""
     with torch.enable_grad():
-        trace = _run("the model fails under draws", vectorized(model, DRAWS), context, future, mend=mend)
-        total: Tensor = torch.as_tensor(trace.log_prob_sum())
+        total: Tensor = torch.as_tensor(_run("the model fails with gradients", model, context, future).log_prob_sum())
         if hasattr(model, "evidence"):
             evidence = model.evidence(context, future)
             total = total + evidence.state.sum() + evidence.surprise.sum()
@@ -219,8 +214,8 @@ def _check_gradients(role: str, loss: Tensor, parameters: Mapping[str, Tensor]) 
     for name, grad in zip(parameters, grads, strict=True):
         if grad is None:
             raise ValueError(
-                f"no gradient reaches the parameter {name!r}: let a distribution of the {role} depend on it, without "
-                "detach or no_grad, or freeze it with requires_grad_(False)"
+                f"no gradient reaches the parameter {name!r}: let a distribution of the {role} depend on it without "
+                "detach or no_grad, or freeze it with requires_grad_(False), or move it to the program that reads it"
             )
         if not torch.isfinite(grad).all():
             raise ValueError(f"the gradient of the parameter {name!r} is not finite: keep scales away from 0")
@@ -249,31 +244,31 @@ def _shaken(parameters: Iterable[Tensor]) -> Iterator[None]:
 def _check_parts(role: str, program: Program, context: Tensor, future: Tensor) -> None:
     """Windows do not hear of each other, and draws neither, with a future and without."""
     for args in ((context, future), (context,)):
-        words = f"on {len(context)} windows", "on some of them alone"
-        mend = ": take the number of windows from len(context), and let none look at its neighbours or its place"
-        whole = _run(f"the {role} fails {words[0]}", program, *args)
+        together, mend = f"on {len(context)} windows together", "take the number of windows from len(context), and let "
+        mend += "none hear of its neighbours, its place or dropout"
+        whole = _run(f"the {role} fails", program, *args)
         for rows in ([2, 0], [1]):
-            _check_part(role, program, whole, tuple(each[rows] for each in args), rows, *words, mend)
-        words = f"under a plate of {DRAWS} draws at dim -3", "for one draw alone"
-        mend = ": index dims from the right, draws stand left of the windows"
-        whole = _run(f"the {role} fails {words[0]}", vectorized(program, DRAWS), *args, mend=mend)
+            alone = f"on {len(rows)} of {len(context)} windows alone"
+            _check_part(role, program, whole, tuple(each[rows] for each in args), rows, (together, alone, mend))
+        together, mend = f"under a plate of {DRAWS} draws at dim -3", "index dims from the right, draws stand leftmost"
+        whole = _run(f"the {role} fails {together}", vectorized(program, DRAWS), *args, mend=mend)
         for draw in range(DRAWS):
-            _check_part(role, program, whole, args, draw, *words, mend)
+            _check_part(role, program, whole, args, draw, (together, "for one draw alone", mend))
 
 
-def _check_part(
-    role: str, program: Program, whole: Trace, args: Any, index: Any, here: str, there: str, mend: str
-) -> None:
+def _check_part(role: str, program: Program, whole: Trace, args: Any, index: Any, words: tuple[str, str, str]) -> None:
     """Given the draws of ``whole[index]``, the program has the same distributions on that part alone."""
+    together, alone, mend = words
     sites = _samples(whole)
     values = {name: site["value"][index] for name, site in sites.items() if not site["is_observed"]}
-    part = _samples(_run(f"the {role} fails {there}", poutine.condition(program, data=values), *args, mend=mend))
+    part = _samples(_run(f"the {role} fails {alone}", poutine.condition(program, data=values), *args, mend=mend))
     for name, site in sites.items():
-        batch, found = (tuple(each[name]["fn"].batch_shape) for each in (sites, part))
+        other: Any = part.get(name, site)
+        batch, found = (tuple(each["fn"].batch_shape) for each in (site, other))
         if found != torch.empty(batch)[index].shape:
-            raise ValueError(f"the {role}'s site {name!r} has batch {batch} {here} and {found} {there}{mend}")
-        if not torch.allclose(_signature(part[name]), _signature(site)[index], rtol=1e-3, atol=1e-3):
-            raise ValueError(f"the {role}'s site {name!r} is distributed otherwise {here} than {there}{mend}")
+            raise ValueError(f"the {role}'s site {name!r} has batch {batch} {together} and {found} {alone}: {mend}")
+        if not torch.allclose(_signature(other), _signature(site)[index], rtol=1e-3, atol=1e-3):
+            raise ValueError(f"the {role}'s site {name!r} is distributed otherwise {together} than {alone}: {mend}")
 
 
 def _check_amortised(latents: Sites, guide: Guide, context: Tensor, future: Tensor) -> None:

@@ -8,6 +8,7 @@ from conftest import make_panel
 
 from eve_pyro import plots
 from eve_pyro.bench import trials as trials_module
+from eve_pyro.bench.ablation import ablate, ablation_trials
 from eve_pyro.bench.compare import half_width, summarise
 from eve_pyro.bench.regimes import compare_regimes, parse_vary, regime_trials
 from eve_pyro.bench.trials import run_trials
@@ -110,3 +111,44 @@ def test_the_picture_has_a_point_a_variant():
     points = [container.lines[0].get_xydata()[0] for container in figure.axes[0].containers]
     assert points[1] == pytest.approx([0.9, 2.2])
     assert len(points) == 2
+
+
+def test_an_ablation_swaps_one_thing_at_a_time(tmp_path):
+    swaps = {"guide": ["future_aware", "conjugate"], "latent_dim": ["1", "2"], "model": ["trajectory"]}
+    trials = ablation_trials("factor", SMALL | {"patches": 2}, swaps, seeds=(0, 1))
+    assert [tuple(trial.labels.values()) for trial in trials[::2]] == [
+        ("base", "factor"), ("guide", "conjugate"), ("latent_dim", "2"), ("model", "trajectory"),
+    ]  # fmt: skip
+    base, guide, latents, _ = (trial.config for trial in trials[1::2])
+    assert (base.training.seed, guide.guide.guide, guide.model) == (1, "conjugate", base.model)
+    assert (latents.model.latent_dim, latents.guide) == (2, base.guide)
+    summary = ablate(make_panel(), trials, tmp_path, num_draws=4, say=lambda _: None)
+    rows = pd.read_csv(tmp_path / "ablation.csv")
+    assert list(rows)[:3] == ["swapped", "value", "seed"]
+    assert set(KEYS) <= set(rows)
+    assert len(rows) == 8
+    assert list(summary["seeds"]) == [2] * 4
+    paired = rows[rows["swapped"] == "guide"]["crps"].to_numpy() - rows[rows["swapped"] == "base"]["crps"].to_numpy()
+    assert summary["crps_diff"][1] == pytest.approx(paired.mean())
+    assert (tmp_path / "ablation.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "swaps", "message"),
+    [
+        ({}, {"guide": ["future_aware"]}, "nothing is swapped"),
+        ({}, {"guide": ["psychic"]}, "guide = 'psychic'"),
+        ({}, {"colour": ["red"]}, "unknown option 'colour'"),
+        ({"seed": 1}, {"guide": ["delta"]}, "--seeds, not --seed"),
+    ],
+)
+def test_bad_ablations_are_refused(overrides, swaps, message):
+    with pytest.raises(ValueError, match=message):
+        ablation_trials("factor", SMALL | overrides, swaps, (0,))
+
+
+def test_what_a_swap_cannot_do_is_said_before_the_first_training(tmp_path):
+    trials = ablation_trials("conditional", SMALL, {"guide": ["conjugate"]}, (0,))
+    with pytest.raises(ValueError, match="linear in its units"):
+        run_trials(make_panel(), trials, tmp_path / "t.csv", 4)
+    assert not (tmp_path / "t.csv").exists()

@@ -255,3 +255,13 @@ def test_compare_regimes(here, run):
     assert "runs/regimes-data: regimes.csv" in out
     assert len(pd.read_csv("runs/regimes-data/regimes.csv")) == 4
     assert run("compare-regimes", "data.csv", *TINY, "--vary", "colour=red")[0] == 2
+
+
+def test_ablate(here, run):
+    options = ("--guides", "context,conjugate", "--latent-dim", "2", "--vary", "prior=learned", "--seeds", 0)
+    code, out, _ = run("ablate", "data.csv", *TINY, *options, "--draws", 4)
+    assert code == 0
+    assert "runs/ablation-data: ablation.csv" in out
+    assert len(pd.read_csv("runs/ablation-data/ablation.csv")) == 5
+    code, _, err = run("ablate", "data.csv", *TINY)
+    assert (code, "nothing is swapped" in err) == (2, True)

@@ -249,3 +249,24 @@ def test_a_second_fit_trains_with_dropout_again(windows):
     fit(model, guide, windows, training=QUICK, callbacks=[Watch()])
     assert modes
     assert all(modes)
+
+
+def test_parameters_that_a_module_keeps_in_the_store_are_trained(windows):
+    class Leveled(nn.Module):
+        def forward(self, context, future=None):
+            level = pyro.param("level", torch.tensor(3.0))
+            with pyro.plate("windows", len(context), dim=-2):
+                observed = None if future is None else future.unsqueeze(-2)
+                pyro.sample("y", dist.Normal(level.expand(HORIZON), 1.0).to_event(1), obs=observed)
+
+    training = Training(epochs=20, batch_size=64, learning_rate=0.1, monitor="last", progress=False)
+    fit(Leveled(), lambda context, future=None: None, windows, training=training)
+    assert abs(float(pyro.param("level").detach())) < 0.1  # the mean of scaled data
+
+
+def test_evaluating_leaves_every_modules_mode_alone(windows):
+    model, guide = pair()
+    model.train()
+    model.encoder.branch.eval()
+    evaluate(model, guide, windows.test, num_draws=4)
+    assert (model.training, model.encoder.training, model.encoder.branch.training) == (True, True, False)

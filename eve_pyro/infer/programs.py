@@ -28,9 +28,10 @@ class StoreParameters(nn.Module):
 
 
 def store_parameters(model: Any, guide: Any, context: Tensor, future: Tensor) -> dict[str, Tensor]:
-    """Run a pair once, with and without a future; return plain functions' unconstrained store parameters, by name.
+    """Run a pair once, with and without a future; return what the param store alone holds of it, by name.
 
-    Modules run too: some make their parameters when first called. Raises ValueError as ``refuse_clashes`` does.
+    That is all of a plain function, and of a module what it makes with ``pyro.param``; values are unconstrained. Running
+    also lets modules make what they make when first called. Raises ValueError as ``refuse_clashes`` does.
     """
     refuse_clashes(model, guide)
     found: dict[str, Tensor] = {}
@@ -38,9 +39,10 @@ def store_parameters(model: Any, guide: Any, context: Tensor, future: Tensor) ->
         for args in ((context, future), (context,)):
             with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
                 program(*args)
-            if not isinstance(program, nn.Module):
-                sites: dict[str, Any] = dict(capture.trace.nodes)
-                found |= {name: site["value"].unconstrained() for name, site in sites.items()}
+            own = {id(p) for p in program.parameters()} if isinstance(program, nn.Module) else set()
+            sites: dict[str, Any] = dict(capture.trace.nodes)
+            stored = {name: site["value"].unconstrained() for name, site in sites.items()}
+            found |= {name: value for name, value in stored.items() if id(value) not in own}
     return found
 
 
@@ -99,7 +101,7 @@ def evaluating(model: Any, guide: Any, seed: int) -> Iterator[None]:
     The modes of the modules and the global random state are what they were before, afterwards.
     """
     modules = [program for program in (model, guide) if isinstance(program, nn.Module)]
-    modes = [module.training for module in modules]
+    modes = {part: part.training for module in modules for part in module.modules()}
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         for module in modules:
@@ -107,5 +109,5 @@ def evaluating(model: Any, guide: Any, seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.train(mode)
+            for part, mode in modes.items():
+                part.training = mode

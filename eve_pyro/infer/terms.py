@@ -66,14 +66,14 @@ def measure_units(model_trace: Trace, guide_trace: Trace, sample_kl: bool) -> di
     than the model's (the mean-field condition), and, unless ``sample_kl``, for a KL without a closed form.
     """
     latents = latent_sites(model_trace)
-    auxiliary = _check_sites(latents, guide_trace)
+    auxiliary = check_sites(latents, guide_trace)
     units = {}
     for name, site in latents.items():
         units[name] = _measure(name, site, guide_trace.nodes[name], auxiliary.get(name), sample_kl)
     return units
 
 
-def _check_sites(latents: dict[str, Any], guide_trace: Trace) -> dict[str, Any]:
+def check_sites(latents: dict[str, Any], guide_trace: Trace) -> dict[str, Any]:
     """Check that the guide's sites are the model's, in order; return auxiliary guide sites by the site they serve."""
     guide_sites: dict[str, Any] = {
         name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]
