@@ -30,7 +30,7 @@ class StoreParameters(nn.Module):
 def store_parameters(model: Any, guide: Any, context: Tensor, future: Tensor) -> dict[str, Tensor]:
     """Run a pair once, with and without a future; return what the param store alone holds of it, by name.
 
-    That is all of a plain function, and of a module what it makes with ``pyro.param``; values are unconstrained. Running
+    That is all of a plain function, and of a module what it makes with ``pyro.param``, unconstrained. Running the pair
     also lets modules make what they make when first called. Raises ValueError as ``refuse_clashes`` does.
     """
     refuse_clashes(model, guide)
