@@ -3,6 +3,7 @@
 Every function returns a matplotlib ``Figure`` made without pyplot: nothing global changes, nothing must be closed.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from eve_pyro.data import Windows
 from eve_pyro.infer.forecast import Forecast, truth
 
 BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8A8A8A"
+REGIME_COLOURS = {"off": INK, "penalty": BLUE, "projection": ORANGE, "homeostasis": GREEN}
 STATE_COLOURS = {
     "living": GREEN, "too_low": "#56B4E9", "too_high": "#E69F00", "drifting": "#F0E442", "collapsed": "#CC79A7",
     "saturated": ORANGE, "dead": INK,
@@ -109,22 +111,26 @@ def regime_scatter(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
     seeds), a colour a regime. ``labels`` name the columns that tell variants apart, ``regime`` first.
     """
     figure, axes = _grid(2, 2)
-    colours = dict(zip(rows["regime"].unique(), (INK, BLUE, ORANGE, GREEN), strict=False))
-    for key, group in rows.groupby(list(labels), sort=False):
-        colour, name = colours[key[0]], ", ".join(str(part) for part in key[1:] if part != "-")
+    colours = {regime: REGIME_COLOURS[regime] for regime in rows["regime"].unique()}
+    rows = rows.assign(variant=rows[list(labels[1:])].astype(str).agg(", ".join, axis=1) if labels[1:] else "")
+    markers = dict(zip(rows["variant"].unique(), itertools.cycle("osD^vP*X<>hd"), strict=False))
+    for (regime, variant), group in rows.groupby(["regime", "variant"], sort=False):
         for ax, score in zip(axes, ("crps", "joint_log_score"), strict=True):
             x, y = group["val_inside_mass"], group[score]
             ax.errorbar(
                 x.mean(), y.mean(), xerr=x.std() if len(x) > 1 else None, yerr=y.std() if len(y) > 1 else None,
-                color=colour, fmt="o", ms=5, lw=1,
+                color=colours[regime], fmt=markers[variant], ms=5, lw=1,
             )  # fmt: skip
-            ax.annotate(name, (x.mean(), y.mean()), xytext=(4, 4), textcoords="offset points", fontsize=6, color=colour)
     axes[0].set_ylabel("test CRPS (scaled data)")
     axes[1].set_ylabel("test joint log score (nats a value)")
     for ax in axes:
         ax.set(xlabel="inside mass on validation", xlim=(-0.04, 1.04))
     handles = [Line2D([], [], color=colour, marker="o", ls="", label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    if len(markers) > 1:
+        named = {", ".join(labels[1:]) + f" = {variant}": marker for variant, marker in markers.items()}
+        handles += [Line2D([], [], color=GREY, marker=marker, ls="", label=name) for name, marker in named.items()]
+    columns = 4 if len(handles) <= 8 else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
