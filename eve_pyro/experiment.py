@@ -136,8 +136,8 @@ def _write_units(folder: Path, eve: Built, test: Windows, fitted: Fit, say: Say)
     for name, value in summary.items():
         history.loc[history.index[-1], name] = value
     history.to_csv(folder / "history.csv", index=False)
-    for site, layer in census[census["split"] == "train"].groupby("site"):
-        _save(plots.census_map(layer), folder, f"census_{site}")
+    for (site, split), layer in census.groupby(["site", "split"]):
+        _save(plots.census_map(layer), folder, f"census_{site}_{split}")
 
 
 def shown_windows(windows: Windows) -> Windows:

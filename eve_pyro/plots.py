@@ -99,6 +99,8 @@ def census_map(census: pd.DataFrame) -> Figure:
         colors=[STATE_COLOURS[name] for name in shown],
     )  # fmt: skip
     axes[2].set(xlabel="step", ylabel="share of the units", ylim=(0, 1))
+    windows = {"train": "training", "val": "validation"}[census["split"].iloc[0]]
+    axes[2].set_title(f"on {windows} windows", fontsize=9)
     axes[2].legend(fontsize=7, loc="lower right")
     last = census[census["step"] == energy.columns.max()]
     axes[3].bar(last["unit"], last["beta"], width=1.0, color=BLUE)

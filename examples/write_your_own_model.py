@@ -170,7 +170,7 @@ print("KL by unit:", [round(kl, 3) for kl in elbo.terms.units["z"].kl.mean(0).to
 # nat of KL. Here the fourth pays four times what the others pay; what becomes of it stands in the table by unit.
 
 # %%
-training = ep.Training(epochs=10, batch_size=64, learning_rate=5e-3, monitor="loss", progress=False)
+training = ep.Training(epochs=8, batch_size=128, learning_rate=1e-2, monitor="loss", progress=False)
 fitted = ep.fit(model, guide, windows, ep.LocalELBO(beta=torch.tensor([1.0, 1.0, 1.0, 4.0])), training)
 print(fitted.history[["epoch", "train_loss", "train_kl", "val_loss", "val_crps"]].round(3).to_string(index=False))
 

@@ -32,7 +32,7 @@ torch.manual_seed(0)
 model = make_model(prior="learned")
 guide = GUIDES["context"](model)
 with torch.no_grad():
-    guide.loc.bias.normal_()
+    guide.heads["eve"].loc.bias.normal_()
 control, first = Control(Steering("homeostasis", target=0.1, thermostat=True, warmup=5, ramp=5)), First()
 windows = make_windows(make_panel(), CONTEXT, HORIZON)
 training = Training(epochs=3, batch_size=32, learning_rate=1e-3, progress=False)

@@ -59,7 +59,7 @@ def test_the_weight_follows_the_penaltys_share_of_the_loss():
 def test_units_without_a_path_are_refused():
     pair = build(load_recipe("paper", OPTIONS | {"path": 1, "prior": "standard"}))
     windows = make_windows(make_panel(), CONTEXT, HORIZON)
-    with pytest.raises(ValueError, match=r"needs a path of at least 2 steps; 'eve\.z' has none"):
+    with pytest.raises(ValueError, match=r"needs a path of at least 2 steps, and site 'eve\.z' has none"):
         fit(pair.model, pair.guide, windows, pair.elbo, QUICK, control=Steering(lambda_ar=1))
     with pytest.raises(ValueError, match="runs over a path: name --path 2 or more, or --model trajectory"):
         build(load_recipe("paper", OPTIONS | {"path": 1, "prior": "ar1"}))
@@ -69,13 +69,12 @@ def test_units_without_a_path_are_refused():
         AR1Prior(StandardPrior(3), 3)(torch.zeros(2, 1, 4))
 
 
-def persistence(pair, windows):
-    """Mean correlation of the posterior's locations from the previous context to the current one, over units."""
+def jump(pair, windows, phi=0.95):
+    """Mean square of what the posterior's location adds to phi times its value at the previous context."""
     context, future = windows.test[torch.arange(len(windows.test))]
     with torch.no_grad():
         loc = pair.guide.eval().posterior(context, future).mean[..., 0]  # (B, N, 2)
-    loc = loc - loc.mean(0)
-    return float(((loc[..., 0] * loc[..., 1]).mean(0) / (loc[..., 0].std(0) * loc[..., 1].std(0))).mean())
+    return float((loc[..., 1] - phi * loc[..., 0]).square().mean())
 
 
 def test_the_prior_and_the_penalty_make_neighbouring_contexts_agree():
@@ -83,15 +82,15 @@ def test_the_prior_and_the_penalty_make_neighbouring_contexts_agree():
     for name, prior, steering in (
         ("plain", "standard", Steering()),
         ("prior", "ar1", Steering()),
-        ("penalty", "standard", Steering(lambda_ar=1.0, warmup=5)),
+        ("penalty", "standard", Steering(lambda_ar=0.1)),
     ):
-        config = load_recipe("paper", OPTIONS | {"prior": prior, "epochs": 15, "beta": 1.0, "monitor": "last"})
+        config = load_recipe("paper", OPTIONS | {"prior": prior, "epochs": 6, "learning_rate": 0.01, "monitor": "last"})
         pair = build(config)
         result = fit(pair.model, pair.guide, windows, pair.elbo, config.training, control=steering)
-        found[name] = persistence(pair, windows)
+        found[name] = jump(pair, windows)
         assert ("train_ar" in result.history) == (name == "penalty")
-    assert found["prior"] > found["plain"] + 0.1
-    assert found["penalty"] > found["plain"] + 0.1
+    assert found["prior"] < 0.7 * found["plain"], found
+    assert found["penalty"] < 0.7 * found["plain"], found
 
 
 def test_marginals_stay_those_of_the_prior_it_wraps():

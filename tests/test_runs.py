@@ -69,7 +69,7 @@ def test_the_twins_loss_is_the_likelihood_alone_and_sees_no_future():
 BAD_OPTIONS = [
     ({"units": 0}, r"model\.units = 0: input should be greater than or equal to 1"),
     ({"alpha": 1.5}, r"objective\.alpha = 1.5"),
-    ({"guide": "flow"}, r"guide\.guide = 'flow': input should be 'future_aware', 'context' or 'delta'"),
+    ({"guide": "psychic"}, r"guide\.guide = 'psychic': input should be 'future_aware', 'context', 'delta'"),
     ({"horizon": 0}, r"data\.horizon = 0"),
     ({"learning_rate": "fast"}, r"training\.learning_rate = 'fast'"),
     ({"colour": 1}, "unknown option 'colour'"),
