@@ -38,8 +38,8 @@ CONTEXT, HORIZON, UNITS = 28, 7, 4
 # %% [markdown]
 # ## The data, and the scale on which it is normal
 #
-# Windows come standardised: a model sees `(wind - mean) / deviation`. The logarithm of wind is nearly symmetric, wind
-# itself is not. A chain of Pyro's transforms leads from the one to the other, and a `TransformedDistribution` keeps
+# Windows come standardised: a model sees `(wind - mean) / deviation`. The logarithm of wind is closer to a normal than
+# wind itself, and its inverse is never negative. A chain of Pyro's transforms leads from the one to the other, and a `TransformedDistribution` keeps
 # the Jacobian, so that densities of different likelihoods can be compared.
 
 # %%

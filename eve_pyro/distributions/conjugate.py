@@ -38,14 +38,14 @@ class ConjugateUnits(JointUnits):
         by_unit = loadings.transpose(-2, -1)  # (B, H, N, P)
         expected = (by_unit * self.activity_loc.unsqueeze(-3)).sum((-1, -2))
         pulled = (residual - expected) / noise
-        weights = (by_unit.unsqueeze(-2) @ self.root.unsqueeze(-4)).squeeze(-2).flatten(-2) / noise.unsqueeze(-1)
+        weights = torch.einsum("...hnq,...nqp->...hnp", by_unit, self.root).flatten(-2) / noise.unsqueeze(-1)
         eye = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
         self.precision = eye + weights.mT @ weights  # (..., N P, N P)
         self.precision_root = cholesky(self.precision)
         whitened = torch.cholesky_solve((weights.mT @ pulled.unsqueeze(-1)), self.precision_root)
         self.whitened_loc = whitened[..., 0].unflatten(-1, self.activity_loc.shape[-2:])  # m, (..., N, P)
         self.blocks = self._blocks(torch.cholesky_inverse(self.precision_root))  # Cov u_n, (..., N, P, P)
-        self.loc = loc + (self.gain @ self.whitened_loc[..., None, :, None]).squeeze(-1).mT
+        self.loc = loc + self._follow(self.whitened_loc)
         super().__init__(self.loc.shape[:-2], self.loc.shape[-2:], validate_args=False)
 
     @property
@@ -77,7 +77,7 @@ class ConjugateUnits(JointUnits):
         away = solve_triangular(self.precision_root.mT, shocks, upper=True)[..., 0]
         whitened = self.whitened_loc + away.unflatten(-1, self.whitened_loc.shape[-2:])
         shift = whitened - self._whiten(prior)
-        return prior + (self.gain @ shift[..., None, :, None]).squeeze(-1).mT
+        return prior + self._follow(shift)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return shares (..., N) of the joint log density: log p(z) + log q(u) - log p(u)."""
@@ -105,6 +105,10 @@ class ConjugateUnits(JointUnits):
     def _whiten(self, z: Tensor) -> Tensor:
         away = (self._activity(z) - self.activity_loc).unsqueeze(-1)
         return solve_triangular(self.root, away, upper=False)[..., 0]
+
+    def _follow(self, whitened: Tensor) -> Tensor:
+        """Return where the latents (..., N, T, K) go with the whitened activity (..., N, P)."""
+        return (self.gain * whitened[..., None, None, :]).sum(-1).mT
 
     def _blocks(self, matrix: Tensor) -> Tensor:
         """Return the blocks (..., N, P, P) on the diagonal of a matrix (..., N P, N P)."""
