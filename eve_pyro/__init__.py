@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from eve_pyro.infer.scores import evaluate, window_scores
     from eve_pyro.infer.terms import ELBOTerms, UnitTerms
     from eve_pyro.infer.training import Training
+    from eve_pyro.infer.units import unit_table
+    from eve_pyro.naive import naive_scores
     from eve_pyro.neuron import EveLayer
     from eve_pyro.runs import load_run, save_run
+    from eve_pyro.testing import check_guide, check_model
 
 _HOMES = {
     "builder": ("Built", "build"),
@@ -56,16 +59,20 @@ _HOMES = {
     "infer.scores": ("evaluate", "window_scores"),
     "infer.terms": ("ELBOTerms", "UnitTerms"),
     "infer.training": ("Training",),
+    "infer.units": ("unit_table",),
+    "naive": ("naive_scores",),
     "neuron": ("EveLayer",),
     "runs": ("load_run", "save_run"),
+    "testing": ("check_guide", "check_model"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Built", "Config", "ELBOTerms", "EveLayer", "Fit", "Forecast", "LocalELBO", "Panel", "Scaler", "Split",
-    "Splits", "Steering", "Table", "TableSplits", "Training", "UnitTerms", "Windows", "build", "evaluate", "fit",
-    "forecast", "latest_windows", "load_recipe", "load_run", "load_table", "make_table", "make_windows", "save_run",
-    "seattle_weather", "standard_split", "window_scores",
+    "Splits", "Steering", "Table", "TableSplits", "Training", "UnitTerms", "Windows", "build", "check_guide",
+    "check_model", "evaluate", "fit", "forecast", "latest_windows", "load_recipe", "load_run", "load_table",
+    "make_table", "make_windows", "naive_scores", "save_run", "seattle_weather", "standard_split", "unit_table",
+    "window_scores",
 ]  # fmt: skip
 
 

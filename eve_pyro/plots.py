@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from eve_pyro.data import Windows
 from eve_pyro.infer.forecast import Forecast, truth
@@ -179,11 +178,16 @@ def _fan(ax: Axes, forecast: Forecast, number: int, num_paths: int) -> None:
         ax.fill_between(steps, *band, color=BLUE, alpha=alpha, lw=0, label=label)
     for draw in range(min(num_paths, len(forecast.paths))):
         ax.plot(
-            steps, forecast.paths[draw, number], color=BLUE, lw=0.6, alpha=0.6, label=None if draw else "joint paths"
+            steps,
+            forecast.paths[draw, number].numpy(),
+            color=BLUE,
+            lw=0.6,
+            alpha=0.6,
+            label=None if draw else "joint paths",
         )
     ax.plot(steps, _level(forecast, 0.5)[number], color=BLUE, lw=1.6, label="median")
     if windows.known:
-        ax.plot(steps, truth(windows.select([number]))[0], color=INK, lw=1.2, label="truth")
+        ax.plot(steps, truth(windows.select([number]))[0].numpy(), color=INK, lw=1.2, label="truth")
     ax.axvline(0.5, color=GREY, lw=0.6)
 
 
@@ -200,10 +204,11 @@ def _past(forecast: Forecast, number: int) -> np.ndarray:
     return past
 
 
-def _level(forecast: Forecast, level: float) -> Tensor:
+def _level(forecast: Forecast, level: float) -> np.ndarray:
     if level not in forecast.levels:
         raise ValueError(f"the picture needs the quantile at {level}, the forecast has {forecast.levels}")
-    return forecast.quantiles[forecast.levels.index(level)]
+    values: np.ndarray = forecast.quantiles[forecast.levels.index(level)].numpy()
+    return values
 
 
 def _grid(count: int, columns: int, height: float = 2.6) -> tuple[Figure, list[Axes]]:

@@ -264,3 +264,11 @@ def test_a_path_of_contexts_is_cut_from_the_same_rows(panel):
     for wrong in ({"path": 0}, {"path": 2, "stride": 0}):
         with pytest.raises(ValueError, match="a path has at least 1 context window"):
             make_windows(panel, 24, 6, **wrong)
+
+
+def test_series_are_selected_by_name(panel):
+    chosen = panel.select("s1")
+    assert chosen.names == ("s1",)
+    assert (chosen.values[0] == panel.values[1]).all()
+    with pytest.raises(ValueError, match="there is no series 's9'; the panel holds s0, s1"):
+        panel.select("s9")

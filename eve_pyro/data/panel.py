@@ -37,6 +37,14 @@ class Panel:
     def __len__(self) -> int:
         return len(self.names)
 
+    def select(self, *names: str) -> "Panel":
+        """Return the panel of these series, in this order; ValueError for one that is not there."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"there is no series {name!r}; the panel holds {', '.join(self.names)}")
+        rows = [self.names.index(name) for name in names]
+        return Panel(names, tuple(self.values[row] for row in rows), tuple(self.index[row] for row in rows))
+
     @classmethod
     def from_long(cls, frame: pd.DataFrame) -> "Panel":
         """Build from a frame with columns ``unique_id, ds, y``, the rows of each series in order of time."""
