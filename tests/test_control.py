@@ -37,6 +37,12 @@ def test_bands_by_hand():
         (lambda: BandPenalty({}, weight=-1.0), "cannot be negative"),
         (lambda: Thermostat(torch.ones(2), c_min=0.3, c_max=0.2), "c_min <= c_max"),
         (lambda: Steering(c_min=0.3, c_max=0.2).check(100), "c_min <= c_max"),
+        (lambda: Steering(c_min=-1.0).check(100), "0 <= c_min"),
+        (lambda: Steering("homeo").check(100), "regime is one of off, penalty, projection, homeostasis, not 'homeo'"),
+        (lambda: Steering(bands="hetero").check(100), "bands is one of"),
+        (lambda: Steering(target=float("inf")).check(100), "target must be positive and finite"),
+        (lambda: Steering("homeostasis", eta=-1.0).check(100), "eta must be positive"),
+        (lambda: Steering(thermostat=True, warmup=100).check(100), "a warm-up of 100 steps"),
     ],
 )
 def test_contradictions_are_refused(make, message):

@@ -1,5 +1,6 @@
 """The regimes: controllers put together, attached to a training as one Lightning callback."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -54,6 +55,8 @@ class Control(Callback):
                 f"regime {steering.regime!r} moves the rows of the guide, and {type(task.guide).__name__} does not say "
                 "which they are: give it a method unit_rows() (see eve_pyro.protocols.Steerable), or use 'penalty'"
             )
+        if self.moves_rows and not isinstance(task.guide.unit_rows(), Mapping):  # or says why it has none
+            raise ValueError(f"unit_rows() of {type(task.guide).__name__} must map each site to its UnitRows")
         for site, state in self._saved.items():
             self._add(site, LayerControl.restored(steering, state, task.device))
         self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)

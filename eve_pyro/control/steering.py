@@ -1,5 +1,6 @@
 """How to steer the units, as options: light to import, shown by the command line as they stand here."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -39,10 +40,17 @@ class Steering:
     ramp: Annotated[int, Ge(0)] = option(96, "Steps over which the band penalty grows to its weight.")
 
     def check(self, steps: int) -> None:
-        """Raise ValueError for contradictions, and for a warm-up as long as a training of ``steps`` steps."""
-        if self.c_min > self.c_max:
-            raise ValueError(f"the thermostat needs c_min <= c_max, not [{self.c_min}, {self.c_max}]")
-        if self.regime != "off" and self.warmup >= steps:
+        """Raise ValueError for options out of range or at odds, and for a warm-up as long as ``steps`` of training."""
+        known = {"regime": ("off", "penalty", "projection", "homeostasis"), "bands": ("homogeneous", "heterogeneous")}
+        for name, words in known.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is one of {', '.join(words)}, not {getattr(self, name)!r}")
+        for name in ("target", "eta", "aim"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if not 0 <= self.c_min <= self.c_max:
+            raise ValueError(f"the thermostat needs 0 <= c_min <= c_max, not [{self.c_min}, {self.c_max}]")
+        if (self.regime != "off" or self.thermostat) and self.warmup >= steps:
             raise ValueError(f"a warm-up of {self.warmup} steps leaves nothing of a training of {steps} steps")
 
     def callbacks(self) -> list[Any]:
