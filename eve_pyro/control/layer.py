@@ -35,7 +35,8 @@ class LayerControl:
         self.calibration = BandCalibration(make_band(steering, len(beta)).to(beta.device))
         low, high = (edge * horizon for edge in BETA_RANGE)
         beta = beta.clamp(min=1e-12)
-        self.thermostat = Thermostat(beta, steering.c_min, steering.c_max, min(low, float(beta.min())), high)
+        low, high = min(low, float(beta.min())), max(high, float(beta.max()))  # the range holds where betas start
+        self.thermostat = Thermostat(beta, steering.c_min, steering.c_max, low, high)
         self.energy: Tensor | None = None
         self.transfer: Tensor | None = None
 
@@ -86,7 +87,8 @@ class LayerControl:
         heat = self.thermostat
         return {
             "energy": self.energy, "transfer": self.transfer, "beta": heat.beta, "kl": heat.kl, "alive": heat.alive,
-            "floor": heat.floor, "low": self.calibration.low, "high": self.calibration.high, "horizon": self.horizon,
+            "floor": heat.floor, "ceiling": heat.ceiling,
+            "low": self.calibration.low, "high": self.calibration.high, "horizon": self.horizon,
         }  # fmt: skip
 
     @classmethod
@@ -95,6 +97,7 @@ class LayerControl:
         state = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in state.items()}
         layer = cls(steering, state["beta"], state["horizon"])
         layer.energy, layer.transfer, heat = state["energy"], state["transfer"], layer.thermostat
-        heat.kl, heat.alive, heat.floor = state["kl"], state["alive"], state["floor"]
+        heat.kl, heat.alive = state["kl"], state["alive"]
+        heat.floor, heat.ceiling = state["floor"], state["ceiling"]
         layer.calibration.low, layer.calibration.high = state["low"], state["high"]
         return layer
