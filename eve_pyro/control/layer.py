@@ -15,6 +15,7 @@ MIN_SCALE, MAX_SCALE, KICK = 0.15, 5.0, 0.02
 MAX_TRANSFER = 4.0  # between a unit's energies on validation and in training, either way
 ENERGY_RATE = 0.05
 BETA_RANGE = (1e-6, 1e-2)  # on a likelihood averaged over the horizon: times H, in nats a window
+ROOM = 10.0
 
 
 def make_band(steering: Steering, num_units: int) -> Band:
@@ -35,7 +36,8 @@ class LayerControl:
         self.calibration = BandCalibration(make_band(steering, len(beta)).to(beta.device))
         low, high = (edge * horizon for edge in BETA_RANGE)
         beta = beta.clamp(min=1e-12)
-        low, high = min(low, float(beta.min())), max(high, float(beta.max()))  # the range holds where betas start
+        # Wherever betas start, the thermostat has room to move them both ways.
+        low, high = min(low, float(beta.min()) / ROOM), max(high, float(beta.max()) * ROOM)
         self.thermostat = Thermostat(beta, steering.c_min, steering.c_max, low, high)
         self.energy: Tensor | None = None
         self.transfer: Tensor | None = None
