@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_pyro.distributions.factor import FactorNormal, patches_of
-from eve_pyro.protocols import Layer, LinearMap
+from eve_pyro.protocols import Information, Layer
 
 MIN_SCALE, MAX_SCALE = 0.01, 5.0
 HeadScale = Literal["global", "read"]
@@ -143,13 +143,18 @@ class FactorReadout(nn.Module):
         """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, P, F)."""
         return (target - self.loc(state[:, -1])) / bounded_scale(self.scale(state[:, -1]))
 
-    def linear(self, state: Tensor) -> LinearMap | None:
-        """Return how the surprise follows from the activity, for ``state`` (B, P, F); None for a twin."""
+    def information(self, surprise: Tensor, state: Tensor) -> Information | None:
+        """Return what a ``surprise`` (B, H) says of the activity, for ``state`` (B, P, F); None for a twin.
+
+        The noise k cancels: with W = k A the precision is A'A, and the pull A'r / k. No tensor is of size B H N.
+        """
         if self.loadings is None or self.gain is None:
             return None
-        gain = self.gain(state).clamp(-4.0, 1.5).exp()  # (B, P, N)
+        gain, loadings = self.gain(state).clamp(-4.0, 1.5).exp(), 3 * self.loadings  # (B, P, N), (H, N)
         patches = torch.arange(gain.shape[1], device=gain.device)
-        own = patches_of(len(self.loadings), len(patches), gain.device)[:, None] == patches  # (H, P)
-        loadings = 3 * self.loadings[:, None] * own[..., None] * gain[:, None]  # (B, H, P, N)
-        noise = (1 + loadings.square().sum((-1, -2))).rsqrt()
-        return LinearMap(noise[..., None, None] * loadings, noise)
+        own = (patches_of(len(loadings), len(patches), gain.device) == patches[:, None]).to(gain.dtype)  # (P, H)
+        spread = torch.einsum("bpn,ph,hn->bh", gain.square(), own, loadings.square())
+        pull = torch.einsum("bh,ph,hn->bpn", surprise * (1 + spread).sqrt(), own, loadings) * gain
+        shared = torch.einsum("ph,hn,hm->pnm", own, loadings, loadings)
+        precision = gain.unsqueeze(-1) * shared * gain.unsqueeze(-2)  # (B, P, N, N)
+        return Information(precision.permute(0, 2, 3, 1).diag_embed().transpose(-2, -3), pull.mT)

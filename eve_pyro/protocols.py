@@ -89,7 +89,7 @@ class Readout(Protocol):
     """Maps ``activity`` (..., B, P, N) and ``state`` (B, P, F) to p(y | z): batch (..., B, 1), event (H,).
 
     Two more methods are welcome: ``surprise(target, state)``, how far a (normalised) future lies from what the state
-    foretells, and ``linear(state)``, a ``LinearMap`` where the likelihood is linear in the units.
+    foretells, and ``information(surprise, state)``, where the likelihood is Gaussian in the activity.
     """
 
     def __call__(self, activity: Tensor, state: Tensor, /) -> TorchDistribution:
@@ -116,24 +116,34 @@ class Layer(Protocol):
         """Return the activity (..., B, T, N) of draws ``z`` (..., B, N, T, K)."""
 
 
-class LinearMap(NamedTuple):
-    """A likelihood that is linear in the units: surprise = loadings . activity + noise * epsilon, epsilon ~ N(0, I).
+class Information(NamedTuple):
+    """What a future says of the activity a of the units, where the likelihood is Gaussian in it.
 
-    ``loadings`` (B, H, P, N) read the activity of the last P path steps; ``noise`` is (B, H).
+    log p(y | a) = pull . a - a . precision . a / 2 + a constant. ``pull`` is (B, N, P) and ``precision``
+    (B, N, P, N, P), for the last P path steps of N units.
     """
 
-    loadings: Tensor
-    noise: Tensor
+    precision: Tensor
+    pull: Tensor
+
+    @classmethod
+    def of_linear(cls, surprise: Tensor, loadings: Tensor, noise: Tensor) -> "Information":
+        """Return what surprise (B, H) = loadings (B, H, N, P) . activity + noise (B, H) * epsilon says."""
+        weights = (loadings / noise[..., None, None]).flatten(-2)  # (B, H, N P)
+        shape = loadings.shape[-2:]
+        precision = (weights.mT @ weights).unflatten(-1, shape).unflatten(-3, shape)
+        return cls(precision, ((surprise / noise).unsqueeze(-2) @ weights)[..., 0, :].unflatten(-1, shape))
 
 
 class Evidence(NamedTuple):
-    """What posteriors may look at: the encoded context ``state`` (B, T, F), how far the future lies from what the
-    context foretells, ``surprise`` (B, H) or None at forecast time, and the readout where it is linear.
+    """What posteriors may look at: the encoded context ``state`` (B, T, F); how far the future lies from what the
+    context foretells, ``surprise`` (B, H); and what it says of the units, where that is Gaussian. At forecast time
+    there is the state alone.
     """
 
     state: Tensor
-    surprise: Tensor | None
-    linear: LinearMap | None
+    surprise: Tensor | None = None
+    information: Information | None = None
 
 
 class Amortizable(Protocol):

@@ -25,7 +25,7 @@ from eve_pyro.likelihoods import FactorReadout
 from eve_pyro.models import Forecaster
 from eve_pyro.nets import LinearEncoder, NoNorm
 from eve_pyro.priors import StandardPrior
-from eve_pyro.protocols import LinearMap
+from eve_pyro.protocols import Information
 
 pyro.clear_param_store()
 pyro.set_rng_seed(0)
@@ -237,9 +237,9 @@ class ScaledReadout(nn.Module):
     def surprise(self, target, state):
         return self.scale.inv(target) - self.loc(state[:, -1])
 
-    def linear(self, state):  # loadings (B, H, P, N), noise (B, H)
-        loadings = self.loadings.weight[:, None].expand(len(state), -1, -1, -1)
-        return LinearMap(loadings, self.log_noise.exp().expand(len(state), -1))
+    def information(self, surprise, state):
+        loadings = self.loadings.weight[..., None].expand(len(state), -1, -1, -1)  # (B, H, N, P), one step: P = 1
+        return Information.of_linear(surprise, loadings, self.log_noise.exp().expand(len(state), -1))
 
 
 # %% [markdown]

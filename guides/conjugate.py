@@ -33,11 +33,10 @@ class ConjugateHead(Head):
 
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
         """Return batch (..., B, N), event (T, K), or None without a future."""
-        if evidence.linear is None:
+        if evidence.surprise is None:
+            return None
+        if evidence.information is None:
             raise ValueError(
                 "the conjugate guide needs a readout that is linear in its units, such as FactorReadout with loadings"
             )
-        if evidence.surprise is None:
-            return None
-        prior = self.layer.prior(state)
-        return ConjugateUnits(prior, *evidence.linear, evidence.surprise, self.layer.pool_weight)
+        return ConjugateUnits(self.layer.prior(state), *evidence.information, self.layer.pool_weight)

@@ -93,10 +93,10 @@ class Forecaster(nn.Module):
         Under a factor readout that is the standardised residual (y - f) / V; otherwise the normalised future itself.
         """
         state, instance = self.encode(context)
-        read = state[:, -self.reads :]
-        linear = self.readout.linear(read) if hasattr(self.readout, "linear") else None
         if future is None:
-            return Evidence(state, None, linear)
+            return Evidence(state)
+        read = state[:, -self.reads :]
         target = future if instance is None else (future - instance.loc[:, 0]) / instance.scale[:, 0]
         surprise = self.readout.surprise(target, read) if hasattr(self.readout, "surprise") else target
-        return Evidence(state, surprise, linear)
+        known = self.readout.information(surprise, read) if hasattr(self.readout, "information") else None
+        return Evidence(state, surprise, known)

@@ -17,6 +17,7 @@ from eve_pyro.distributions.joint import JointUnits
 from eve_pyro.distributions.low_rank import LowRankUnits
 from eve_pyro.distributions.paths import path_moments
 from eve_pyro.guides import Flow
+from eve_pyro.protocols import Information
 
 B, N, H, RANK, POOL = 2, 3, 5, 2, 0.7
 EXACT = {"rtol": 1e-8, "atol": 1e-8}
@@ -87,10 +88,17 @@ def linear_model(kind, steps, reads, dims):
     return prior_of(kind, steps, dims), (loadings, noise, leaf(torch.randn(B, H)))
 
 
+def read_by(loadings, noise, value):
+    """What a linear reading says of the activity, as the conjugate posterior takes it, and how it is pooled."""
+    by_unit = loadings.transpose(-2, -1) / noise[..., None, None]  # (B, H, N, P)
+    pull = torch.einsum("bhnp,bh->bnp", by_unit, value / noise)
+    return torch.einsum("bhnp,bhmq->bnpmq", by_unit, by_unit), pull, POOL
+
+
 def conjugate(kind, steps, reads, dims):
     (prior, dense, own), given = linear_model(kind, steps, reads, dims)
     posterior, _ = conditioned(dense, reading(given[0], steps, dims), *given[1:])
-    return Case(ConjugateUnits(prior, *given, POOL), posterior, (*given, *own))
+    return Case(ConjugateUnits(prior, *read_by(*given)), posterior, (*given, *own))
 
 
 LINEAR = [  # prior, T, P, K
@@ -186,6 +194,32 @@ def test_gradients_of_the_kl_are_the_dense_ones(case):
     assert all(gradient is None or torch.isfinite(gradient).all() for gradient in through_draws)
 
 
+def test_gradients_through_draws_are_those_of_the_moments(case):
+    """E z'Cz = m'Cm + tr(C S): its gradient by draws, within five standard errors of the dense one."""
+    size, count = case.dense.event_shape[0], 4000
+    curve = torch.randn(size, size).double()
+    curve = curve @ curve.mT
+    expected = (case.dense.mean @ curve * case.dense.mean).sum(-1) + (case.dense.covariance_matrix * curve).sum((-1, -2))
+    expected = torch.autograd.grad(expected.sum(), case.leaves[0], retain_graph=True)[0]
+    draws = []
+    for _ in range(20):
+        z = case.q.rsample((count // 20,)).flatten(-3)
+        value = ((z @ curve) * z).sum(-1).mean(0).sum()
+        draws.append(torch.autograd.grad(value, case.leaves[0], retain_graph=True)[0])
+    draws = torch.stack(draws)
+    error = draws.std(0) / len(draws) ** 0.5
+    assert ((draws.mean(0) - expected).abs() < 5 * error + 1e-9).all()
+
+
+def test_what_a_linear_reading_says_is_its_likelihood_up_to_a_constant():
+    (_, _, _), (loadings, noise, value) = linear_model("normal", 3, 2, 1)
+    weights, activity = loadings.transpose(-2, -1), torch.randn(2, B, N, 2).double()
+    precision, pull = Information.of_linear(value, weights, noise)
+    found = (pull * activity).sum((-1, -2)) - 0.5 * torch.einsum("sbnp,bnpmq,sbmq->sb", activity, precision, activity)
+    read = dist.Normal(torch.einsum("bhnp,sbnp->sbh", weights, activity), noise).log_prob(value).sum(-1)
+    torch.testing.assert_close(found[1] - found[0], read[1] - read[0], **EXACT)
+
+
 def test_expand_puts_particles_in_front(case):
     wide = case.q.expand(torch.Size([4, B, N]))
     assert (wide.batch_shape, wide.event_shape) == ((4, B, N), case.q.event_shape)
@@ -203,7 +237,7 @@ def test_the_evidence_is_what_the_conjugate_elbo_says_for_every_draw_and_on_aver
     (prior, dense, _), (loadings, noise, value) = linear_model(*shape)
     matrix = reading(loadings, *prior.event_shape)
     posterior, evidence = conditioned(dense, matrix, noise, value)
-    q, expected = ConjugateUnits(prior, loadings, noise, value, POOL), evidence.log_prob(value)
+    q, expected = ConjugateUnits(prior, *read_by(loadings, noise, value)), evidence.log_prob(value)
 
     def likelihood(z):
         return dist.Normal((matrix @ z.flatten(-3)[..., None])[..., 0], noise).log_prob(value).sum(-1)
@@ -220,10 +254,10 @@ def test_a_prior_that_varies_over_particles_gives_every_particle_its_own_posteri
     (prior, _, _), given = linear_model("ar1", 3, 3, 2)
     other, _, _ = prior_of("ar1", 3, 2)
     locs = torch.stack([prior.mean, other.mean])
-    q = ConjugateUnits(AR1(locs, prior.phi, prior.scale), *given, POOL)
+    q = ConjugateUnits(AR1(locs, prior.phi, prior.scale), *read_by(*given))
     assert q.batch_shape == (2, B, N)
     for particle, loc in enumerate(locs):
-        single = ConjugateUnits(AR1(loc, prior.phi, prior.scale), *given, POOL)
+        single = ConjugateUnits(AR1(loc, prior.phi, prior.scale), *read_by(*given))
         torch.testing.assert_close(q.mean[particle], single.mean)
         z = single.rsample()
         torch.testing.assert_close(q.log_prob(z)[particle], single.log_prob(z))
@@ -238,7 +272,7 @@ def alone(name):
         return LowRankUnits(loc, scale, factor * keep), prior_of("ar1", 3, 2)[0]
     (prior, _, _), (loadings, noise, value) = linear_model("ar1", 3, 3, 2)
     keep = torch.tensor([0.0, 1.0, 1.0]).double()
-    return ConjugateUnits(prior, loadings * keep, noise, value, POOL), prior
+    return ConjugateUnits(prior, *read_by(loadings * keep, noise, value)), prior
 
 
 def test_a_low_rank_unit_without_a_factor_pays_for_itself_alone():
@@ -259,7 +293,7 @@ def nearly_alone(size):
     yield LowRankUnits(torch.zeros(300, N, 1, 1), torch.ones(300, N, 1, 1), factor), factor
     loadings = (size * torch.randn(300, H, 1, N)).requires_grad_()
     prior = dist.Normal(torch.zeros(300, N, 1, 1), 1.0).to_event(2)
-    yield ConjugateUnits(prior, loadings, torch.ones(300, H), torch.zeros(300, H), 1.0), loadings
+    yield ConjugateUnits(prior, *read_by(loadings, torch.ones(300, H), torch.zeros(300, H))), loadings
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-4, 1e-3, 1e-2])
@@ -274,7 +308,7 @@ def test_gradients_are_small_where_units_share_no_more_than_rounding(size):
 
 
 def test_units_that_are_no_gaussian_paths_are_refused():
-    given = torch.ones(B, H, 1, N), torch.ones(B, H), torch.zeros(B, H), 1.0
+    given = read_by(torch.ones(B, H, 1, N), torch.ones(B, H), torch.zeros(B, H))
     with pytest.raises(ValueError, match=r"needs Gaussian units, not a prior of Independent"):
         ConjugateUnits(dist.Laplace(torch.zeros(B, N, 1, 1), 1.0).to_event(2), *given)
     q, _ = alone("low rank")
