@@ -36,7 +36,7 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", show_def
 def fit(
     data: Data,
     recipe: Annotated[
-        str, typer.Option(help="factor, conditional, paper, or a TOML file such as a run's config.toml.")
+        str, typer.Option(help="factor, conditional, paper, trajectory, or a TOML file such as a run's config.toml.")
     ] = "factor",
     out: Annotated[
         Path | None, typer.Option(help="The run folder to make. Default: runs/DATA, or the next free name.")

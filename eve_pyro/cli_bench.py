@@ -14,7 +14,9 @@ from eve_pyro.options import config_options
 if TYPE_CHECKING:
     import pandas as pd
 
-Recipe = Annotated[str, typer.Option(help="factor, conditional, paper, or a TOML file such as a run's config.toml.")]
+Recipe = Annotated[
+    str, typer.Option(help="factor, conditional, paper, trajectory, or a TOML file such as a run's config.toml.")
+]
 Seeds = Annotated[str, typer.Option(help="Seeds to train each variant with, separated by commas.")]
 Draws = Annotated[int, typer.Option(help="Joint paths a window behind the scores.", min=2, max=1000)]
 
@@ -63,7 +65,8 @@ def ablate(
     priors: Annotated[str, typer.Option(help="Priors to swap in.")] = "",
     latent_dim: Annotated[str, typer.Option(help="Latent dimensions K of a neuron to swap in.")] = "",
     vary: Annotated[
-        list[str] | None, typer.Option(help="NAME=V1,V2,...: values of any option to swap in; may be repeated.")
+        list[str] | None,
+        typer.Option(help="NAME=V1,V2,...: values of any option to swap in, recipe included; may be repeated."),
     ] = None,
     seeds: Seeds = "0,1,2",
     draws: Draws = 100,

@@ -45,6 +45,12 @@ def test_bad_comparisons_are_refused(call, message):
         call()
 
 
+def test_a_whole_recipe_is_swapped_under_the_same_options():
+    base, other = ablation_trials("factor", SMALL, {"recipe": ["trajectory"]}, (0,))
+    assert (other.labels, other.config.model.model) == ({"swapped": "recipe", "value": "trajectory"}, "trajectory")
+    assert (base.config.model.model, other.config.training) == ("forecaster", base.config.training)
+
+
 def test_vary_reads_names_and_values():
     assert parse_vary(["eta=0.1, 0.2", "lambda-band=1"]) == {"eta": ["0.1", "0.2"], "lambda_band": ["1"]}
 

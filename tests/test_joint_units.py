@@ -199,7 +199,9 @@ def test_gradients_through_draws_are_those_of_the_moments(case):
     size, count = case.dense.event_shape[0], 4000
     curve = torch.randn(size, size).double()
     curve = curve @ curve.mT
-    expected = (case.dense.mean @ curve * case.dense.mean).sum(-1) + (case.dense.covariance_matrix * curve).sum((-1, -2))
+    expected = (case.dense.mean @ curve * case.dense.mean).sum(-1) + (case.dense.covariance_matrix * curve).sum(
+        (-1, -2)
+    )
     expected = torch.autograd.grad(expected.sum(), case.leaves[0], retain_graph=True)[0]
     draws = []
     for _ in range(20):

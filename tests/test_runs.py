@@ -20,7 +20,7 @@ from eve_pyro.runs import claim_folder, free_folder, load_run, save_run
 SMALL = {"context_length": 24, "horizon": 6, "units": 4, "hidden": 8, "features": 12, "batch_size": 64}
 
 
-@pytest.mark.parametrize("name", ["factor", "conditional", "paper"])
+@pytest.mark.parametrize("name", ["factor", "conditional", "paper", "trajectory"])
 def test_recipes_build_train_a_step_and_survive_toml(name, tmp_path):
     assert name in recipe_names()
     config = load_recipe(name, SMALL)
@@ -84,7 +84,7 @@ def test_bad_options_are_named(change, message):
 
 
 def test_bad_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="there is no recipe 'best'; choose one of conditional, factor, paper"):
+    with pytest.raises(ValueError, match="no recipe 'best'; choose one of conditional, factor, paper, trajectory"):
         load_recipe("best")
     with pytest.raises(ValueError, match=r"no configuration at .*gone\.toml"):
         load_recipe(str(tmp_path / "gone.toml"))

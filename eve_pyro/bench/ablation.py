@@ -22,6 +22,8 @@ def ablation_trials(
 ) -> list[Trial]:
     """Return the base (``recipe`` with ``overrides``) and the base with each value of each option of ``swaps``.
 
+    The option ``recipe`` swaps the whole recipe, under the same overrides.
+
     ``swapped`` and ``value`` label a trial; the base's own values are not trained again. Raises ValueError for unknown
     options and values, and where nothing is swapped.
     """
@@ -31,7 +33,8 @@ def ablation_trials(
     variants = [("base", recipe, base)]
     for option, values in swaps.items():
         for value in values:
-            config = load_recipe(recipe, {**overrides, option: value})
+            swap = {} if option == "recipe" else {option: value}
+            config = load_recipe(recipe if swap else value, {**overrides, **swap})
             if config != base:
                 variants.append((option, value, config))
     if len(variants) == 1:
