@@ -23,7 +23,7 @@ from eve_pyro.likelihoods import FactorReadout, NormalReadout, StudentTReadout
 from eve_pyro.models import Forecaster, Stack, Trajectory
 from eve_pyro.nets import InstanceNorm, LinearEncoder, MLPDecoder
 from eve_pyro.neuron import EveLayer
-from eve_pyro.priors import AR1Prior, ContextualPrior, LearnedPrior, StandardPrior
+from eve_pyro.priors import AR1Prior, ContextualPrior, LearnedPrior, StandardPrior, VolatilityPrior
 from eve_pyro.protocols import Prior
 
 
@@ -79,14 +79,15 @@ def _model(config: Config, loadings: bool) -> Forecaster:
     names = [f"eve{level}" if depth > 1 else "eve" for level in range(1, depth + 1)]
     layers = [_layer(options, name, encoder.out_features, level > 0) for level, name in enumerate(names)]
     readout = _readout(options, layers[-1], encoder.out_features, horizon, loadings)
-    norm = InstanceNorm(options.floor)
+    norm, width = InstanceNorm(options.floor), encoder.out_features
+    volatility = EveLayer(VolatilityPrior(width), 1, name="volatility") if options.volatility else None
     if trajectory and data.path > 1:
         raise ValueError(f"a trajectory's path runs along the horizon: --path must be 1, not {data.path}")
     if trajectory:
-        return Trajectory(encoder, layers[0], readout, horizon, norm, options.patches)
+        return Trajectory(encoder, layers[0], readout, horizon, norm, options.patches, volatility)
     if options.model == "stack":
-        return Stack(encoder, layers, readout, horizon, norm, data.path)
-    return Forecaster(encoder, layers[0], readout, horizon, norm, data.path)
+        return Stack(encoder, layers, readout, horizon, norm, data.path, volatility=volatility)
+    return Forecaster(encoder, layers[0], readout, horizon, norm, data.path, volatility)
 
 
 def _layer(options: ModelOptions, name: str, state_size: int, above: bool) -> EveLayer:

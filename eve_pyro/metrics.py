@@ -40,6 +40,30 @@ def crps_normal(loc: Tensor, scale: Tensor, truth: Tensor) -> Tensor:
     return _expected_distance(truth - loc, scale) - scale / math.sqrt(math.pi)
 
 
+def crps_student_t(df: Tensor, loc: Tensor, scale: Tensor, truth: Tensor) -> Tensor:
+    """CRPS of Student's t, df > 1, closed form (Jordan, Krueger & Lerch 2019). Computed in float64 on the CPU."""
+    z, df = ((truth - loc) / scale).double().cpu(), df.double().cpu()
+    density = torch.distributions.StudentT(df, validate_args=False).log_prob(z).exp()
+    beta = torch.lgamma(df - 0.5) - 2 * torch.lgamma(0.5 * df) + torch.lgamma(0.5 * (df + 1)) * 2 - torch.lgamma(df)
+    spread = 2 * df.sqrt() / (df - 1) * (beta - 0.5 * math.log(math.pi)).exp()
+    unit = z * (2 * student_t_cdf(df, z) - 1) + 2 * density * (df + z.square()) / (df - 1) - spread
+    return scale * unit.to(scale)
+
+
+def student_t_cdf(df: Tensor, z: Tensor) -> Tensor:
+    """CDF of the standard Student's t at ``z``. Torch has none: SciPy's, on the CPU."""
+    from scipy import special
+
+    return torch.as_tensor(special.stdtr(df.cpu().numpy(), z.cpu().numpy())).to(z)
+
+
+def student_t_icdf(df: Tensor, level: float) -> Tensor:
+    """Quantile of the standard Student's t at ``level``."""
+    from scipy import special
+
+    return torch.as_tensor(special.stdtrit(df.cpu().numpy(), level)).to(df)
+
+
 def crps_normal_mixture(loc: Tensor, scale: Tensor, truth: Tensor) -> Tensor:
     """CRPS of an equal mixture of normals, ``loc`` and ``scale`` (S, ...), closed form (Grimit et al. 2006, eq. 5)."""
     count = loc.shape[0]

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eve_pyro.distributions import AR1
 from eve_pyro.protocols import Prior
@@ -67,6 +68,24 @@ class ContextualPrior(nn.Module):
 
     def _by_unit(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (self.num_units, self.latent_dim)).transpose(-2, -3)  # (B, T, N K) -> (B, N, T, K)
+
+
+class VolatilityPrior(nn.Module):
+    """p(v) = Gamma(nu / 2, nu / 2) for the one unit of a volatility layer: mean 1, nu = 2 + 3 softplus(linear(h)).
+
+    With normal values given v, of deviation scale / sqrt(v), values are Student's t with nu degrees of freedom.
+    """
+
+    def __init__(self, state_size: int) -> None:
+        super().__init__()
+        self.df = nn.Linear(state_size, 1)
+        nn.init.zeros_(self.df.weight)
+        nn.init.constant_(self.df.bias, 2.0)
+
+    def forward(self, state: Tensor) -> TorchDistribution:
+        """Return batch (B, 1), event (1, 1), from the last path step."""
+        half = 1 + 1.5 * F.softplus(self.df(state[..., -1:, :])).unsqueeze(-1)
+        return dist.Gamma(half, half, validate_args=False).to_event(2)
 
 
 class AR1Prior(nn.Module):

@@ -119,12 +119,13 @@ class Layer(Protocol):
 class Information(NamedTuple):
     """What a future says of the activity a of the units, where the likelihood is Gaussian in it.
 
-    log p(y | a) = pull . a - a . precision . a / 2 + a constant. ``pull`` is (B, N, P) and ``precision``
-    (B, N, P, N, P), for the last P path steps of N units.
+    log p(y | a) = pull . a - (a . precision . a + square) / 2 + what does not depend on y. ``pull`` is (..., B, N, P),
+    ``precision`` (B, N, P, N, P) and ``square`` (..., B), for the last P path steps of N units.
     """
 
     precision: Tensor
     pull: Tensor
+    square: Tensor
 
     @classmethod
     def of_linear(cls, surprise: Tensor, loadings: Tensor, noise: Tensor) -> "Information":
@@ -132,7 +133,12 @@ class Information(NamedTuple):
         weights = (loadings / noise[..., None, None]).flatten(-2)  # (B, H, N P)
         shape = loadings.shape[-2:]
         precision = (weights.mT @ weights).unflatten(-1, shape).unflatten(-3, shape)
-        return cls(precision, ((surprise / noise).unsqueeze(-2) @ weights)[..., 0, :].unflatten(-1, shape))
+        pull = ((surprise / noise).unsqueeze(-2) @ weights)[..., 0, :].unflatten(-1, shape)
+        return cls(precision, pull, (surprise / noise).square().sum(-1))
+
+    def stretched(self, factor: Tensor) -> "Information":
+        """Return what ``factor`` (..., B, 1, 1) times the surprise says."""
+        return Information(self.precision, factor * self.pull, factor[..., 0, 0].square() * self.square)
 
 
 class Evidence(NamedTuple):
@@ -160,8 +166,11 @@ class Amortizable(Protocol):
     def evidence(self, context: Tensor, future: Tensor | None = None, /) -> Evidence:
         """Encode ``context`` (B, T, L) and, if given, ``future`` (B, H)."""
 
-    def rise(self, level: int, state: Tensor, activity: Tensor, /) -> Tensor:
-        """Return what layer ``level + 1`` reads, (..., B, T, F), given what layer ``level`` read and its activity."""
+    def rise(self, layer: Layer, state: Tensor, activity: Tensor, /) -> Tensor:
+        """Return what the layer above ``layer`` reads, (..., B, T, F), given what ``layer`` read and its activity."""
+
+    def given(self, layer: Layer, evidence: Evidence, activity: Tensor, /) -> Evidence:
+        """Return what posteriors above ``layer`` may look at, given its activity."""
 
 
 class UnitRows(NamedTuple):

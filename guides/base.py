@@ -4,10 +4,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from eve_pyro.priors import VolatilityPrior
 from eve_pyro.protocols import WINDOWS, Amortizable, Evidence, Layer, UnitRows
+
+
+HeadOf = Callable[[Layer], nn.Module]
 
 
 class Head(nn.Module):
@@ -39,6 +46,33 @@ class Head(nn.Module):
         return UnitRows((weight.view(*shape, weight.shape[1]), bias.view(shape)), scale)
 
 
+class VolatilityHead(Head):
+    """q(v | x, y) = Gamma(c, c / m) of a volatility unit, c and its mean m amortized.
+
+    A hidden layer sees the future's surprise and its mean square; with ``surprise_size`` 0 it sees the context alone.
+    """
+
+    def __init__(self, layer: Layer, state_size: int, surprise_size: int, hidden: int = 64) -> None:
+        super().__init__(layer)
+        self.sees_future = surprise_size > 0
+        inputs = state_size + (surprise_size + 1 if self.sees_future else 0)
+        self.net = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, 2))
+        for parameter in self.net[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
+        """Return batch (..., B, 1), event (1, 1), or None where it needs a future and there is none."""
+        seen = state[..., -1, :]
+        if self.sees_future:
+            if evidence.surprise is None:
+                return None
+            size = evidence.surprise.square().mean(-1, keepdim=True).add(1e-6).log()
+            seen = torch.cat([evidence.surprise, size, seen], -1)
+        log_mean, raw = self.net(seen)[..., None, None, None].unbind(-4)
+        concentration = 1 + F.softplus(raw + 10)
+        return dist.Gamma(concentration, concentration * (-log_mean).exp(), validate_args=False).to_event(2)
+
+
 class AmortizedGuide(nn.Module):
     """A guide for every layer of a model, from the bottom up: ``head_of(layer)`` makes the posterior of each.
 
@@ -49,10 +83,13 @@ class AmortizedGuide(nn.Module):
 
     model: Amortizable
 
-    def __init__(self, model: Amortizable, head_of: Callable[[Layer], nn.Module]) -> None:
+    def __init__(self, model: Amortizable, head_of: HeadOf, volatility_of: HeadOf | None = None) -> None:
         super().__init__()
         object.__setattr__(self, "model", model)
-        self.heads = nn.ModuleDict({layer.name: head_of(layer) for layer in model.layers})
+        volatility_of = volatility_of or (lambda layer: VolatilityHead(layer, model.state_size, model.surprise_size))
+        self.heads = nn.ModuleDict()
+        for layer in model.layers:
+            self.heads[layer.name] = (volatility_of if isinstance(layer.prior, VolatilityPrior) else head_of)(layer)
 
     def posterior(self, context: Tensor, future: Tensor | None = None) -> TorchDistribution | None:
         """Return q(z) of the first layer, batch (B, N) and event (T, K), or None where it needs a future."""
@@ -64,14 +101,14 @@ class AmortizedGuide(nn.Module):
         evidence = self.model.evidence(context, future)
         state = evidence.state
         with pyro.plate(WINDOWS, context.shape[0], dim=-2):
-            for level, layer in enumerate(self.model.layers):
+            for layer in self.model.layers:
                 posterior = self.heads[layer.name](state, evidence)
                 if posterior is None:
                     return
                 with pyro.plate(f"{layer.name}.units", layer.num_units, dim=-1):
                     z = pyro.sample(layer.site, posterior)
-                if level + 1 < len(self.model.layers):
-                    state = self.model.rise(level, state, layer.pooled(z))
+                activity = layer.pooled(z)
+                state, evidence = self.model.rise(layer, state, activity), self.model.given(layer, evidence, activity)
 
     def unit_rows(self) -> Mapping[str, UnitRows]:
         """Return the rows of every layer; ValueError where a head has none."""

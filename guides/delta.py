@@ -16,7 +16,8 @@ class PointGuide(AmortizedGuide):
     """
 
     def __init__(self, model: Amortizable) -> None:
-        super().__init__(model, lambda layer: PointHead(layer, model.state_size))
+        size = model.state_size
+        super().__init__(model, lambda layer: PointHead(layer, size), lambda layer: PositiveHead(layer, size))
 
 
 class PointHead(Head):
@@ -33,3 +34,16 @@ class PointHead(Head):
     def rows(self) -> UnitRows:
         """Return loc's rows; a point has no scale."""
         return self.rows_of(self.loc, None)
+
+
+class PositiveHead(PointHead):
+    """The point of a volatility unit, which starts at 1."""
+
+    def __init__(self, layer: Layer, state_size: int) -> None:
+        super().__init__(layer, state_size)
+        nn.init.zeros_(self.loc.weight)
+        nn.init.zeros_(self.loc.bias)
+
+    def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution:
+        """Return batch (..., B, 1), event (1, 1)."""
+        return dist.Delta(self.by_unit(self.loc(state[..., -1:, :])).exp(), event_dim=2)

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from eve_pyro.guides.base import AmortizedGuide, Head
+from eve_pyro.guides.base import AmortizedGuide, Head, VolatilityHead
 from eve_pyro.priors import normal
 from eve_pyro.protocols import Amortizable, Evidence, Layer, UnitRows
 
@@ -22,7 +22,8 @@ class ContextMeanField(AmortizedGuide):
     """
 
     def __init__(self, model: Amortizable, scale: GuideScale = "unit") -> None:
-        super().__init__(model, lambda layer: ContextHead(layer, model.state_size, scale))
+        size = model.state_size
+        super().__init__(model, lambda layer: ContextHead(layer, size, scale), lambda layer: VolatilityHead(layer, size, 0))
 
 
 class ContextHead(Head):

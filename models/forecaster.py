@@ -7,9 +7,10 @@ import pyro
 from torch import Tensor, nn
 
 from eve_pyro.distributions import rescaled
+from eve_pyro.distributions.volatile import volatile
 from eve_pyro.nets import InstanceNorm, InstanceScale
 from eve_pyro.neuron import EveLayer
-from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Readout
+from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Layer, Readout
 
 
 class Encoder(Protocol):
@@ -35,6 +36,8 @@ class Forecaster(nn.Module):
     ``readout`` -> ``y`` (batch (B, 1), event (H,)), in the units of the context: the readout's distribution is moved
     and stretched back, its Jacobian included. With T > 1 successive context windows and an ``AR1Prior`` the units
     persist from the previous window to the current one, which alone is read: the paper's persistence; T is ``path``.
+    A ``volatility`` layer, of one unit under a ``VolatilityPrior``, divides the deviations of a normal likelihood by the
+    root of its activity: values and paths get Student's tails, and a window is calm or wild as a whole.
 
     Source: arXiv 2602.18250. Every part is an argument, and swapping one leaves the others alone.
     """
@@ -49,6 +52,7 @@ class Forecaster(nn.Module):
         horizon: int,
         norm: Norm | None = None,
         path: int = 1,
+        volatility: EveLayer | None = None,
     ) -> None:
         super().__init__()
         if horizon < 1 or path < 1:
@@ -57,15 +61,24 @@ class Forecaster(nn.Module):
         self.norm = norm or InstanceNorm()
         self.state_size, self.surprise_size = encoder.out_features, horizon
         self.path = self.num_steps = path
+        self.volatility = volatility
 
     @property
     def layers(self) -> Sequence[EveLayer]:
-        """The layers from the bottom up: here the only one."""
-        return (self.layer,)
+        """The layers from the bottom up: the volatility unit, where there is one, and the units."""
+        return (self.layer,) if self.volatility is None else (self.volatility, self.layer)
 
-    def rise(self, level: int, state: Tensor, activity: Tensor) -> Tensor:
-        """Return what layer ``level + 1`` reads; there is none above the only one."""
-        raise IndexError(f"{type(self).__name__} has no layer above layer {level}")
+    def rise(self, layer: Layer, state: Tensor, activity: Tensor) -> Tensor:
+        """Return what the layer above ``layer`` reads: the state, as all layers here do."""
+        return state
+
+    def given(self, layer: Layer, evidence: Evidence, activity: Tensor) -> Evidence:
+        """Return what posteriors above ``layer`` may look at: above the volatility unit, surprises without it."""
+        if layer is not self.volatility or evidence.surprise is None:
+            return evidence
+        root, known = activity.sqrt(), evidence.information  # (..., B, 1, 1)
+        known = None if known is None else known.stretched(root)
+        return evidence._replace(surprise=root[..., 0] * evidence.surprise, information=known)
 
     def encode(self, context: Tensor) -> tuple[Tensor, InstanceScale | None]:
         """Return the state (B, T, F) that the first layer reads, and the scale of the context."""
@@ -78,11 +91,14 @@ class Forecaster(nn.Module):
         """Run the program on ``context`` (B, T, L), observing ``future`` (B, H) if given; return y, (..., B, 1, H)."""
         state, instance = self.encode(context)
         with pyro.plate(WINDOWS, context.shape[0], dim=-2):
-            below, activity = state, self.layers[0](state)
-            for level, layer in enumerate(self.layers[1:]):
-                below = self.rise(level, below, activity)
+            below, volatility = state, None
+            for layer in self.layers:
                 activity = layer(below)
+                below = self.rise(layer, below, activity)
+                volatility = activity if layer is self.volatility else volatility
             likelihood = self.readout(activity[..., -self.reads :, :], state[:, -self.reads :])
+            if volatility is not None:
+                likelihood = volatile(likelihood, volatility, self.layers[0].site)
             likelihood = likelihood if instance is None else rescaled(likelihood, *instance)
             observed = None if future is None else future.unsqueeze(-2)
             return pyro.sample(OBSERVED, likelihood, obs=observed)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from eve_pyro.models.forecaster import Encoder, Forecaster, Norm
 from eve_pyro.neuron import EveLayer
-from eve_pyro.protocols import Readout
+from eve_pyro.protocols import Layer, Readout
 
 
 class Stack(Forecaster):
@@ -28,27 +28,30 @@ class Stack(Forecaster):
         norm: Norm | None = None,
         path: int = 1,
         residual: bool = True,
+        volatility: EveLayer | None = None,
     ) -> None:
         names = [layer.name for layer in layers]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a stack needs at least one layer, and a name for each, not {names}")
-        super().__init__(encoder, layers[-1], readout, horizon, norm, path)
+        super().__init__(encoder, layers[-1], readout, horizon, norm, path, volatility)
         self.below, self.residual = nn.ModuleList(layers[:-1]), residual
-        self.lifts = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(layer.num_units, encoder.out_features),
-                nn.GELU(),
-                nn.Linear(encoder.out_features, encoder.out_features),
-            )
-            for layer in layers[:-1]
+        width = encoder.out_features
+        self.lifts = nn.ModuleDict(
+            {
+                layer.name: nn.Sequential(nn.Linear(layer.num_units, width), nn.GELU(), nn.Linear(width, width))
+                for layer in layers[:-1]
+            }
         )
 
     @property
     def layers(self) -> Sequence[EveLayer]:
         """The layers from the bottom up."""
-        return (*self.below, self.layer)
+        lowest, below = super().layers[:-1], (layer for layer in self.below if isinstance(layer, EveLayer))
+        return (*lowest, *below, self.layer)
 
-    def rise(self, level: int, state: Tensor, activity: Tensor) -> Tensor:
-        """Return what layer ``level + 1`` reads, (..., B, T, F)."""
-        lifted: Tensor = self.lifts[level](activity)
+    def rise(self, layer: Layer, state: Tensor, activity: Tensor) -> Tensor:
+        """Return what the layer above ``layer`` reads, (..., B, T, F)."""
+        if layer.name not in self.lifts:
+            return state
+        lifted: Tensor = self.lifts[layer.name](activity)
         return torch.add(state, lifted) if self.residual else lifted

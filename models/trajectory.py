@@ -26,8 +26,9 @@ class Trajectory(Forecaster):
         horizon: int,
         norm: Norm | None = None,
         num_patches: int = 6,
+        volatility: EveLayer | None = None,
     ) -> None:
-        super().__init__(encoder, layer, readout, horizon, norm)
+        super().__init__(encoder, layer, readout, horizon, norm, volatility=volatility)
         if not 2 <= num_patches <= horizon:
             raise ValueError(f"a trajectory over {horizon} steps needs 2 to {horizon} patches, not {num_patches}")
         self.reads = self.num_steps = num_patches

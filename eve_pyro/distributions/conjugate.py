@@ -36,14 +36,16 @@ class ConjugateUnits(JointUnits):
         self.root = cholesky(pool_weight * cross[..., -self.reads :, :].sum(-3))  # (..., N, P, P)
         self.gain = solve_triangular(self.root.mT.unsqueeze(-3), cross, upper=True, left=False)  # G, (..., N, K, T, P)
 
-        size = pull[0].numel()
+        size = pull.shape[-2:].numel()
         expected = precision.flatten(-4, -3).flatten(-2) @ self.activity_loc.flatten(-2).unsqueeze(-1)
         pulled = self.root.mT @ (pull - expected[..., 0].unflatten(-1, pull.shape[-2:])).unsqueeze(-1)
         rooted = torch.einsum("...nqp,...nqms,...msr->...npmr", self.root, precision, self.root)
         eye = torch.eye(size, dtype=pull.dtype, device=pull.device)
         self.precision = eye + rooted.flatten(-4, -3).flatten(-2)  # (..., N P, N P)
         self.spread, self.log_det, self.precision_root = _Inverse.apply(self.precision)
-        whitened = self.spread @ pulled.flatten(-3).unsqueeze(-1)
+        pulled = pulled.flatten(-3).unsqueeze(-1)
+        whitened = self.spread @ pulled
+        self.explained = (pulled * whitened).sum((-2, -1))  # of the squared surprise, where E a = 0: (..., B)
         self.whitened_loc = whitened[..., 0].unflatten(-1, self.activity_loc.shape[-2:])  # m, (..., N, P)
         self.blocks = self._blocks(self.spread)  # Cov u_n, (..., N, P, P)
         self.loc = loc + self._follow(self.whitened_loc)
@@ -69,7 +71,7 @@ class ConjugateUnits(JointUnits):
     def lag_covariance(self) -> Tensor:
         """Cov(z_t, z_{t-1}), (..., N, T, K)."""
         lagged = self.covariance.diagonal(offset=-1, dim1=-2, dim2=-1).mT
-        return torch.cat([torch.zeros_like(self.loc[..., :1, :]), lagged], -2)
+        return torch.cat([lagged.new_zeros(*lagged.shape[:-2], 1, lagged.shape[-1]), lagged], -2)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw all units at once, (*sample_shape, ..., N, T, K).

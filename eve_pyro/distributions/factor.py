@@ -69,6 +69,11 @@ class FactorNormal(TorchDistribution):
         fields = loc + scale * self.loc, scale * self.scale, self.loadings, self.gain, self.activity
         return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
 
+    def stretched(self, factor: Tensor) -> "FactorNormal":
+        """Return the distribution with its scale multiplied by ``factor``, which broadcasts to (..., B, 1, H)."""
+        fields = self.loc, self.scale * factor, self.loadings, self.gain, self.activity
+        return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
+
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw y given the activity, reparameterised."""
         return self.conditional.rsample(sample_shape)

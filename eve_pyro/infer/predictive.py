@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from eve_pyro import metrics
 from eve_pyro.metrics import log_score
 from eve_pyro.protocols import OBSERVED, Guide, Integrable, Model
 
@@ -167,21 +168,35 @@ def _components(fn: TorchDistribution, num_windows: int) -> TorchDistribution | 
 
 
 def quantile(prediction: Predictive, level: float) -> Tensor:
-    """Return the quantile at ``level`` in (0, 1), (B, H): exact for a normal, by bisection for a mixture of normals.
+    """Return the quantile at ``level`` in (0, 1), (B, H): exact for normals and Student's t, by bisection for mixtures.
 
     Other families are read off the paths, so their resolution is the number of draws.
     """
     if not 0 < level < 1:
         raise ValueError(f"a quantile's level lies between 0 and 1, not {level}")
     components = prediction.components
-    if not isinstance(components, dist.Normal):
+    if components is None:
         return prediction.paths.quantile(level, dim=0)
-    each = components.icdf(torch.as_tensor(level, dtype=components.loc.dtype, device=components.loc.device))
+    each = _icdf(components, level)
     low, high = each.min(0).values, each.max(0).values  # the mixture's quantile lies between its components'
     if each.shape[0] == 1:
         return low
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        below = components.cdf(middle).mean(0) < level
+        below = cdf(components, middle).mean(0) < level
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return 0.5 * (low + high)
+
+
+def cdf(components: TorchDistribution, value: Tensor) -> Tensor:
+    """Return the CDF of each of a prediction's components, (C, B, H)."""
+    if isinstance(components, dist.StudentT):
+        z = (value - components.loc) / components.scale
+        return metrics.student_t_cdf(components.df.expand_as(z), z)
+    return components.cdf(value)
+
+
+def _icdf(components: TorchDistribution, level: float) -> Tensor:
+    if isinstance(components, dist.StudentT):
+        return components.loc + components.scale * metrics.student_t_icdf(components.df, level)
+    return components.icdf(torch.as_tensor(level, dtype=components.mean.dtype, device=components.mean.device))

@@ -12,6 +12,7 @@ from torch import Tensor
 from eve_pyro import metrics
 from eve_pyro.infer.predictive import (
     Predictive,
+    cdf,
     latent_sites,
     predict,
     quantile,
@@ -81,16 +82,17 @@ def marginal_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
     median = quantile(prediction, 0.5)
     if isinstance(components, dist.Normal):
         crps = metrics.crps_normal_mixture(components.loc, components.scale, truth)
-        pit = components.cdf(truth).mean(0)
+    elif len(components.loc) == 1:
+        crps = metrics.crps_student_t(components.df[0], components.loc[0], components.scale[0], truth)
     else:
-        crps, pit = metrics.crps(paths, truth), (paths <= truth).float().mean(0)
+        crps = metrics.crps(paths, truth)
     return _mean(
         {
             "mse": metrics.mse(components.mean, truth),
             "mae": metrics.mae(median[None], truth),
             "crps": crps,
             "log_score": metrics.log_score(components.log_prob(truth)),
-            "coverage_90": metrics.coverage(pit),
+            "coverage_90": metrics.coverage(cdf(components, truth).mean(0)),
         }
     )
 

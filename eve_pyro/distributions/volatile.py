@@ -1,0 +1,164 @@
+"""The factor normal with a volatility unit: heavy tails, and windows that are calm or wild as a whole."""
+
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from eve_pyro.distributions.factor import FactorNormal, rescaled
+
+
+class VolatileFactor(TorchDistribution):
+    """A ``FactorNormal`` whose deviations the activity v of a volatility unit divides by sqrt(v).
+
+    Where v ~ Gamma(c, r) and the units' activity has mean 0, values are p(y_h) = StudentT(2c, loc_h, scale_h sqrt(r/c))
+    and paths are multivariate t with the factor normal's dependence, both in closed form.
+
+    Shapes: ``factor`` has batch (..., B, 1) and event (H,), ``volatility`` is (..., B, 1, 1). ``site`` names the latent
+    that v comes from.
+    """
+
+    arg_constraints: ClassVar = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, factor: FactorNormal, volatility: Tensor, site: str) -> None:
+        self.factor, self.volatility, self.site = factor, volatility, site
+        self.conditional = factor.stretched(volatility.rsqrt()).conditional
+        super().__init__(self.conditional.batch_shape, self.conditional.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "VolatileFactor":
+        """Return the distribution with its activities expanded, so that the batch shape is ``batch_shape``."""
+        volatility = self.volatility.expand(*batch_shape, 1)
+        return VolatileFactor(self.factor.expand(batch_shape), volatility, self.site)
+
+    def rescaled(self, loc: Tensor, scale: Tensor) -> "VolatileFactor":
+        """Return the distribution of ``loc + scale * y``."""
+        return VolatileFactor(self.factor.rescaled(loc, scale), self.volatility, self.site)
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Draw y given the activities, reparameterised."""
+        return self.conditional.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(y | z, v), in nats per window."""
+        return self.conditional.log_prob(value)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean given the activities, (..., B, 1, H)."""
+        return self.conditional.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance given the activities, (..., B, 1, H)."""
+        return self.conditional.variance
+
+    def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+        """Return p(y_h) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
+        units = {site: fn for site, fn in latents.items() if site != self.site}
+        volatility = _unwrapped(latents.get(self.site))
+        if isinstance(volatility, dist.Delta):
+            return self.factor.stretched(volatility.v[..., 0].rsqrt()).marginal(units)
+        normal = self.factor.marginal(units)
+        if not isinstance(volatility, dist.Gamma) or normal is None or not torch.equal(normal.mean, self.factor.loc):
+            return None
+        df, stretch = _student(volatility)
+        scale = normal.stddev * stretch
+        return dist.StudentT(df, normal.mean, scale, validate_args=False).to_event(1)
+
+    def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+        """Return p(y) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
+        units = {site: fn for site, fn in latents.items() if site != self.site}
+        volatility = _unwrapped(latents.get(self.site))
+        if isinstance(volatility, dist.Delta):
+            return self.factor.stretched(volatility.v[..., 0].rsqrt()).joint(units)
+        normal = self.factor.joint(units)
+        if not isinstance(volatility, dist.Gamma) or normal is None or not torch.equal(normal.mean, self.factor.loc):
+            return None
+        df, stretch = _student(volatility)
+        return MultivariateT(df[..., 0], stretch[..., 0], normal)
+
+
+class MultivariateT(TorchDistribution):
+    """y = loc + stretch * sqrt(df / chi2(df)) * (x - loc), x ~ a multivariate ``normal``: a t with its shape.
+
+    ``df`` and ``stretch`` broadcast to the normal's batch. The normal's own algebra, low rank or dense, is all there is.
+    """
+
+    arg_constraints: ClassVar = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, df: Tensor, stretch: Tensor, normal: TorchDistribution) -> None:
+        self.df, self.stretch, self.normal = df, stretch, normal
+        super().__init__(normal.batch_shape, normal.event_shape, validate_args=False)
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Draw paths, (*sample_shape, ..., H)."""
+        shape = self.normal.batch_shape
+        gamma = dist.Gamma(0.5 * self.df.expand(shape), 0.5 * self.df.expand(shape), validate_args=False)
+        wild = self.stretch * gamma.rsample(sample_shape).rsqrt()
+        return self.normal.mean + wild.unsqueeze(-1) * (self.normal.rsample(sample_shape) - self.normal.mean)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(y), in nats per window."""
+        size, df = self.event_shape[0], self.df
+        # The normal's density at its mode is its determinant, and what it loses from there the squared distance.
+        mode = self.normal.log_prob(self.normal.mean)
+        distance = 2 * (mode - self.normal.log_prob(value)) / self.stretch.square()
+        constant = torch.lgamma(0.5 * (df + size)) - torch.lgamma(0.5 * df) - 0.5 * size * (0.5 * df).log()
+        return mode - size * self.stretch.log() + constant - 0.5 * (df + size) * torch.log1p(distance / df)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, (..., H)."""
+        return self.normal.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, (..., H): infinite for df <= 2."""
+        tail = torch.where(self.df > 2, self.df / (self.df - 2).clamp(min=1e-12), torch.inf)
+        return self.normal.variance * (self.stretch.square() * tail).unsqueeze(-1)
+
+
+def _unwrapped(fn: Any) -> Any:
+    return fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn
+
+
+def _student(volatility: dist.Gamma) -> tuple[Tensor, Tensor]:
+    """Return df and stretch, (..., B, 1, 1), for a Gamma with batch (..., B, 1, 1, 1)."""
+    concentration, rate = volatility.concentration[..., 0], volatility.rate[..., 0]
+    return 2 * concentration, (rate / concentration).sqrt()
+
+
+@singledispatch
+def volatile(fn: TorchDistribution, volatility: Tensor, site: str) -> TorchDistribution:
+    """Return likelihood ``fn`` with its deviations divided by sqrt(v), v (..., B, 1, 1) drawn at ``site``.
+
+    Raises ValueError for a family that is neither independent normals nor a ``FactorNormal``.
+    """
+    raise ValueError(f"a volatility unit divides the deviations of a normal likelihood, not of {type(fn).__name__}")
+
+
+@volatile.register
+def _(fn: FactorNormal, volatility: Tensor, site: str) -> TorchDistribution:
+    return VolatileFactor(fn, volatility, site)
+
+
+@volatile.register
+def _(fn: dist.Independent, volatility: Tensor, site: str) -> TorchDistribution:
+    base = fn.base_dist
+    if not isinstance(base, dist.Normal):
+        return volatile.dispatch(object)(base, volatility, site)
+    return dist.Normal(base.loc, base.scale * volatility.rsqrt(), validate_args=False).to_event(1)
+
+
+@rescaled.register
+def _(fn: VolatileFactor, loc: Tensor, scale: Tensor) -> TorchDistribution:
+    return fn.rescaled(loc, scale)
