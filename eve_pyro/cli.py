@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from eve_pyro.runs import Run
 
 UsageError = typer.BadParameter.__mro__[2]  # click's own base of what a user got wrong, wherever typer keeps it
+CENSUS_ROWS = {
+    "inside_mass": ("inside mass", "{:.1%}"),
+    "active": ("active, over 0.01 nats", "{:.1%}"),
+    "kl": ("KL, nats a window", "{:.3f}"),
+    "effective_kl": ("effective KL, nats an active unit", "{:.4f}"),
+    "energy": ("mean energy", "{:.4f}"),
+}
 DEMO_OPTIONS: dict[str, Any] = {"context_length": 120, "horizon": 28, "batch_size": 64, "epochs": 12}
 
 app = typer.Typer(
@@ -48,7 +55,8 @@ def fit(
 
     Any option below overrides the recipe; the defaults shown are those of [bold]factor[/bold].
 
-    The folder holds config.toml, weights.safetensors, history.csv, metrics.json, units.csv, forecasts and figures.
+    The folder holds config.toml, weights.safetensors, metrics.json, history.csv, units.csv, census.csv and signals.csv
+    (every unit's state, by step), forecasts and figures.
 
     Example: eve-pyro fit ETTh1.csv --context 336 --horizon 96 --twin --out runs/etth1
     """
@@ -144,7 +152,7 @@ def evaluate(
 
 @app.command()
 def census(run: RunFolder) -> None:
-    """Show how the units of a run ended: the share of each state, and KL and energy, by layer and split.
+    """Show how the units of a run ended, a table a layer: the share of each state, KL and energy, by split.
 
     By unit and step, the figures are in the run's census.csv; the pictures are figures/census_*.png.
 
@@ -152,22 +160,21 @@ def census(run: RunFolder) -> None:
     """
     import pandas as pd
 
-    from eve_pyro.runs import CENSUS
+    from eve_pyro.config import from_toml
+    from eve_pyro.diagnostics.census import STATES, last_figures
+    from eve_pyro.runs import CENSUS, CONFIG
 
     if not (run / CENSUS).is_file():
         raise ValueError(f"{run} holds no census: there is no {CENSUS} in it")
-    rows = pd.read_csv(run / CENSUS)
-    rows["place"] = rows["energy"].between(rows["low"], rows["high"])
-    last = rows[rows["step"] == rows.groupby("split")["step"].transform("max")]
-    groups = list(last.groupby(["site", "split"]))
-    table = Table("", *(f"{site}, {split}" for (site, split), _ in groups), title_justify="left")
-    table.title = f"Units at the end of training, bands [{rows['low'].min():.3g}, {rows['high'].max():.3g}]"
-    for state in ("living", "too_low", "too_high", "dead", "saturated", "collapsed", "drifting"):
-        table.add_row(state.replace("_", " "), *(f"{(each['state'] == state).mean():.1%}" for _, each in groups))
-    table.add_row("inside mass", *(f"{each['place'].mean():.3f}" for _, each in groups))
-    table.add_row("KL, nats a window", *(f"{each['kl'].sum():.3f}" for _, each in groups))
-    table.add_row("mean energy", *(f"{each['energy'].mean():.4f}" for _, each in groups))
-    Console().print(table)
+    calibrated = ", calibrated" if from_toml(run / CONFIG).control.calibrate else ""
+    shown = {state: (state.replace("_", " "), "{:.1%}") for state in STATES} | CENSUS_ROWS
+    for site, layer in last_figures(pd.read_csv(run / CENSUS)).groupby("site", sort=False):
+        band = f"[{layer['low'].min():.3g}, {layer['high'].max():.3g}]"
+        title = f"{site}: {layer['units'].max()} units at the end of training, bands {band}{calibrated}"
+        table = Table("", *layer["split"])
+        for name, (label, form) in shown.items():
+            table.add_row(label, *(form.format(value) for value in layer[name]))
+        Console().print(title, table, sep="\n", highlight=False, markup=False)
 
 
 app.command("compare-regimes")(cli_bench.compare_regimes)

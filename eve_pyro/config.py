@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from eve_pyro.control.steering import Steering
-from eve_pyro.infer.training import Training, option
+from eve_pyro.infer.training import Training, checked, option
 
 VERSION = 1
 
@@ -133,8 +133,6 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
 
 def check(tree: dict[str, Any]) -> Config:
     """Return a checked ``Config``; ValueError names the option, what it may be, and what it was."""
-    from pydantic import TypeAdapter, ValidationError
-
     version = tree.get("version", VERSION)
     if version != VERSION:
         raise ValueError(f"this configuration is of version {version}, the library reads version {VERSION}")
@@ -147,12 +145,7 @@ def check(tree: dict[str, Any]) -> Config:
     unknown = set(tree) - {item.name for item in fields(Config)}
     if unknown:
         raise ValueError(f"unknown section {sorted(unknown)[0]!r} in the configuration")
-    try:
-        return TypeAdapter(Config).validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"option {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    return checked(Config, tree)
 
 
 def to_toml(config: Config) -> str:

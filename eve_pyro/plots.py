@@ -14,9 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from eve_pyro.data import Windows
+from eve_pyro.diagnostics.census import ACTIVE
 from eve_pyro.infer.forecast import Forecast, truth
 
 BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8A8A8A"
+SHOWN_PAST = 2  # horizons of context before a forecast
 REGIME_COLOURS = {"off": INK, "penalty": BLUE, "projection": ORANGE, "homeostasis": GREEN}
 STATE_COLOURS = {
     "living": GREEN, "too_low": "#56B4E9", "too_high": "#E69F00", "drifting": "#F0E442", "collapsed": "#CC79A7",
@@ -25,7 +27,7 @@ STATE_COLOURS = {
 
 
 def fan_chart(forecast: Forecast, twin: Forecast | None = None, num_paths: int = 3) -> Figure:
-    """Draw each window of ``forecast``: its context, the truth, median, 50 and 90 % bands, and a few joint paths.
+    """Draw each window of ``forecast``: the end of its context, the truth, median, 50 and 90 % bands, some joint paths.
 
     The 90 % band of a ``twin`` is outlined over it. Levels 0.05, 0.25, 0.5, 0.75 and 0.95 must be in the forecast.
     """
@@ -82,28 +84,26 @@ def unit_bars(table: pd.DataFrame) -> Figure:
 
 def census_map(census: pd.DataFrame) -> Figure:
     """Draw a layer's ``census`` of one split: heat maps (units by step) of energy against the band and of KL; the share
-    of each state through training; every unit's beta at the end.
+    of each state through training; every unit's beta at the end or, where all pay the same, the effective KL by step.
     """
     figure, axes = _grid(4, 2)
-    energy, kl = (census.pivot(index="unit", columns="step", values=name) for name in ("energy", "kl"))
+    kl = census.pivot(index="unit", columns="step", values="kl")
     doublings = np.log2(census["energy"].clip(lower=1e-9) / np.sqrt(census["low"] * census["high"]))
     distance = census.assign(doublings=doublings).pivot(index="unit", columns="step", values="doublings")
     _heat(figure, axes[0], distance, "energy / centre of the band (doublings)", "RdBu_r", (-3, 3))
     axes[0].set_title("white to pale: inside (half a doubling)", fontsize=9)
     _heat(figure, axes[1], kl, "KL(q || p) (nats a window)", "viridis", (0, max(float(kl.to_numpy().max()), 1e-6)))
-    shares = census.groupby("step")["state"].value_counts(normalize=True).unstack(fill_value=0)
-    shown = [state for state in STATE_COLOURS if state in shares]
-    axes[2].stackplot(
-        shares.index, shares[shown].T.to_numpy(), labels=[name.replace("_", " ") for name in shown],
-        colors=[STATE_COLOURS[name] for name in shown],
-    )  # fmt: skip
-    axes[2].set(xlabel="step", ylabel="share of the units", ylim=(0, 1))
-    windows = {"train": "training", "val": "validation"}[census["split"].iloc[0]]
-    axes[2].set_title(f"on {windows} windows", fontsize=9)
-    axes[2].legend(fontsize=7, loc="lower right")
-    last = census[census["step"] == energy.columns.max()]
-    axes[3].bar(last["unit"], last["beta"], width=1.0, color=BLUE)
-    axes[3].set(xlabel="unit", ylabel="beta (price of a nat)")
+    _shares(axes[2], census)
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    last = census[census["step"] == kl.columns.max()]
+    if last["beta"].nunique() > 1:
+        axes[3].bar(last["unit"], last["beta"], width=1.0, color=BLUE)
+        axes[3].set(xlabel="unit", ylabel="beta (price of a nat)")
+    else:
+        effective = kl.where(kl > ACTIVE).mean().fillna(0.0)
+        axes[3].plot(effective.index, effective, color=BLUE, marker="o", ms=3)
+        axes[3].set(xlabel="step", ylabel="effective KL (nats an active unit)", ylim=(0, None))
     return figure
 
 
@@ -159,18 +159,43 @@ def _heat(
     figure: Figure, ax: Axes, values: pd.DataFrame, label: str, colours: str, limits: tuple[float, float]
 ) -> None:
     """Draw units (rows) by step (columns, unevenly spaced) in colour."""
-    steps, units = values.columns.to_numpy(float), values.index.to_numpy(float)
+    units = np.append(values.index.to_numpy(float), len(values)) - 0.5
     mesh = ax.pcolormesh(
-        steps, units, values.to_numpy(), cmap=colours, vmin=limits[0], vmax=limits[1], shading="nearest"
-    )
+        _edges(values.columns), units, values.to_numpy(), cmap=colours, vmin=limits[0], vmax=limits[1]
+    )  # fmt: skip
     bar = figure.colorbar(mesh, ax=ax)
     bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     ax.set(xlabel="step", ylabel="unit")
+
+
+def _shares(ax: Axes, census: pd.DataFrame) -> None:
+    """Draw the share of the units in each state, one on top of the other: a step is one moment, and has one width."""
+    shares = census.groupby("step")["state"].value_counts(normalize=True).unstack(fill_value=0)
+    edges, below = _edges(shares.index), np.zeros(len(shares))
+    for state in STATE_COLOURS:
+        if state in shares:
+            above = below + shares[state].to_numpy()
+            label = state.replace("_", " ")
+            ax.stairs(above, edges, baseline=below, fill=True, color=STATE_COLOURS[state], lw=0, label=label)
+            below = above
+    windows = {"train": "training", "val": "validation"}[census["split"].iloc[0]]
+    ax.set(xlabel="step", ylim=(0, 1), xlim=(edges[0], edges[-1]), ylabel=f"share of units, {windows} windows")
+    ax.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, columnspacing=1)
+
+
+def _edges(steps: pd.Index) -> np.ndarray:
+    """Return where the cells around ``steps`` begin and end: half way to the next one."""
+    places = steps.to_numpy(float)
+    if len(places) == 1:
+        return np.array([places[0] - 0.5, places[0] + 0.5])
+    middles = (places[1:] + places[:-1]) / 2
+    return np.concatenate([[2 * places[0] - middles[0]], middles, [2 * places[-1] - middles[-1]]])
 
 
 def _fan(ax: Axes, forecast: Forecast, number: int, num_paths: int) -> None:
     windows, horizon = forecast.windows, forecast.mean.shape[1]
-    past = _past(forecast, number)[-horizon:]
+    past = _past(forecast, number)[-SHOWN_PAST * horizon :]
     steps = np.arange(1, horizon + 1)
     ax.plot(np.arange(1 - len(past), 1), past, color=GREY, lw=1, label="context")
     for low, high, alpha, label in ((0.05, 0.95, 0.18, "90 %"), (0.25, 0.75, 0.32, "50 %")):

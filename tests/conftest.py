@@ -1,6 +1,7 @@
 """Small data and small models that the tests share."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from eve_pyro.neuron import EveLayer
 from eve_pyro.priors import ContextualPrior, LearnedPrior, StandardPrior
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CONTEXT, HORIZON, UNITS = 24, 6, 5
+B, CONTEXT, HORIZON, UNITS = 4, 24, 6, 5
 GUIDES = {"future_aware": FutureAware, "context": ContextMeanField, "delta": PointGuide}
 READOUTS = {"normal": NormalReadout, "student_t": StudentTReadout}
 
@@ -44,7 +45,7 @@ def windows(panel: Panel) -> Splits:
 
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(4, 1, CONTEXT), torch.randn(4, HORIZON)
+    return torch.randn(B, 1, CONTEXT), torch.randn(B, HORIZON)
 
 
 def make_panel(rows: int = 300, series: int = 2, seed: int = 0) -> Panel:
@@ -72,6 +73,14 @@ def make_model(
     else:
         head = READOUTS[readout](MLPDecoder(UNITS, 8), HORIZON)
     return Forecaster(encoder, layer, head, HORIZON)
+
+
+def make_pair(
+    guide: str = "future_aware", size: float = 0.05, **model_options: Any
+) -> tuple[Forecaster, torch.nn.Module]:
+    """Build a model and a guide for it, moved off the zeros they start from."""
+    model = shaken(make_model(**model_options), size)
+    return model, shaken(GUIDES[guide](model), size)
 
 
 def shaken(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:

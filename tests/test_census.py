@@ -6,7 +6,7 @@ import torch
 from conftest import GUIDES, UNITS, make_model
 
 from eve_pyro.control.steering import Steering
-from eve_pyro.diagnostics.census import Tally, UnitFigures, has_drifted, judge, state_names, summary
+from eve_pyro.diagnostics.census import Tally, UnitFigures, has_drifted, judge, last_figures, state_names, summary
 from eve_pyro.infer.fit import fit
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.training import Training
@@ -36,6 +36,26 @@ def test_a_summary_by_hand():
         "collapsed": 1 / 6, "drifting": 0.0, "active": 5 / 6, "kl": 2.12, "effective_kl": 2.12 / 5, "energy": 1.55 / 6,
     }  # fmt: skip
     assert found == pytest.approx(expected)
+
+
+def test_the_last_figures_are_those_of_each_layers_last_record_of_a_split():
+    states = state_names(judge(FIGURES, LOW, HIGH))
+    record = pd.DataFrame({name: values.numpy() for name, values in FIGURES._asdict().items()})
+    record = record.assign(low=0.1, high=0.2, state=states, unit=range(6), site="a.z", split="train", step=8)
+    before = record.assign(step=4, kl=9.0, state="living", high=7.0)
+    above, unseen = record.assign(site="b.z", state="living"), record.assign(split="val", step=6, energy=0.15)
+    found = last_figures(pd.concat([before, record, above, unseen, before.assign(site="b.z")]))
+    assert found[["site", "split"]].to_numpy().tolist() == [["a.z", "train"], ["b.z", "train"], ["a.z", "val"]]
+    assert (found["units"] == 6).all()
+    assert found[["low", "high"]].to_numpy().tolist() == [[0.1, 0.2]] * 3
+    shares = ["living", "too_low", "too_high", "dead", "saturated", "collapsed", "drifting"]
+    expected = [[1 / 6] * 6 + [0], [1, *[0] * 6], [1 / 6] * 6 + [0]]
+    assert found[shares].to_numpy().tolist() == [pytest.approx(row) for row in expected]
+    assert found["inside_mass"].tolist() == pytest.approx([2 / 6, 2 / 6, 1])
+    assert found["active"].tolist() == pytest.approx([5 / 6] * 3)
+    assert found["kl"].tolist() == pytest.approx([2.12] * 3)
+    assert found["effective_kl"].tolist() == pytest.approx([2.12 / 5] * 3)
+    assert found["energy"].tolist() == pytest.approx([1.55 / 6, 1.55 / 6, 0.15])
 
 
 def test_drift_is_movement_that_gains_nothing():

@@ -1,6 +1,7 @@
 """The command line as a user meets it: runs end to end, and one line with exit code 2 for what is wrong."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from conftest import make_panel
 
 from eve_pyro import cli
+from eve_pyro.config import load_recipe, to_toml
 from eve_pyro.infer.scores import KEYS
 
 TINY = ["--context", "24", "--horizon", "6", "--units", "4", "--hidden", "8", "--features", "12"]
@@ -96,12 +98,35 @@ def test_a_recipe_takes_overrides(here, run):
     assert "num_particles = 2" in (here / "p" / "config.toml").read_text()
     code, out, _ = run("census", "p")
     assert code == 0
-    assert all(word in out for word in ("eve.z, test", "eve.z, train", "eve.z, val", "inside mass"))
+    assert "eve.z: 4 units at the end of training, bands [0.024, 0.048]\n" in out
+    assert re.search(r"train +┃ val +┃ test ", out)
     last = pd.read_csv(here / "p" / "history.csv").iloc[-1]
     assert last["test_inside_mass"] + last["test_too_low"] + last["test_too_high"] == pytest.approx(1)
     assert {path.name for path in (here / "p" / "figures").glob("census*")} == {
         "census_eve.z_train.png", "census_eve.z_val.png",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_the_census_has_a_table_for_each_layer(here, run, calibrate):
+    (here / "r").mkdir()
+    config = load_recipe("factor", {"calibrate": calibrate})
+    (here / "r" / "config.toml").write_text(to_toml(config))
+    units = pd.DataFrame({"unit": range(4), "kl": [0.0, 0.02, 0.4, 0.58], "energy": [0.0, 0.03, 0.04, 0.05]})
+    units = units.assign(scale=0.5, low=0.0234, high=0.0456, state=["dead", "living", "living", "too_high"], step=9)
+    layers = [units.assign(site=f"layer{i}.z", split=name) for name in ("train", "val", "test") for i in range(3)]
+    pd.concat(layers).to_csv("r/census.csv", index=False)
+    code, out, _ = run("census", "r")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 100
+    for site in ("layer0.z", "layer1.z", "layer2.z"):
+        bands = "bands [0.0234, 0.0456]" + ", calibrated" * calibrate
+        assert f"{site}: 4 units at the end of training, {bands}\n" in out
+    for row in (r"living", r"inside mass"):
+        assert len(re.findall(rf"│ {row} +│ 50\.0% +│ 50\.0% +│ 50\.0% +│", out)) == 3
+    assert len(re.findall(r"│ active, over 0\.01 nats +│ 75\.0% +│", out)) == 3
+    assert len(re.findall(r"│ effective KL, nats an active unit +│ 0\.3333 +│", out)) == 3
+    assert len(re.findall(r"│ KL, nats a window +│ 1\.000 +│", out)) == 3
 
 
 def test_without_out_runs_get_names_of_their_own(here, run):
@@ -137,13 +162,7 @@ BAD_CALLS = [
     (("fit", "data.csv", "--beta", "nan"), "option objective.beta = nan"),
     (("fit", "data.csv", "--recipe", "folder.toml"), "cannot read folder.toml"),
     (("fit", "data.csv", "--recipe", "odd.toml"), "[data] is a section of options, not 3"),
-    (
-        (
-            "fit",
-            "taken",
-        ),
-        "taken is a folder",
-    ),
+    (("fit", "taken"), "taken is a folder"),
     (("evaluate", "gone", "data.csv", "--out", "no/s.json"), "gone holds no run"),
     (("forecast", "gone", "data.csv", "--levels", "0.5,0.5"), "each named once"),
     (("forecast", "gone", "data.csv", "--paths", "99999999999"), "Invalid value for '--paths'"),
@@ -209,6 +228,8 @@ def test_help_teaches(run, command):
     assert code == 0
     assert "--out" in out
     if command == "fit":
+        assert "census.csv" in out
+        assert "signals.csv" in out
         for word in ("--context", "--guide", "--alpha", "--learning-rate", "--latent-dim", "--twin", "--recipe"):
             assert word in out
 

@@ -134,6 +134,15 @@ def test_losses_are_a_value_and_their_terms_add_up(windows):
     assert history["val_loss"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-4)
 
 
+@pytest.mark.parametrize("readout", ["normal", "student_t"])
+def test_every_validation_has_the_same_draws(windows, readout):
+    """Weights that stay where they are score the same in every epoch, also where scores come from draws."""
+    model, guide = pair(readout=readout)
+    history = fit(model, guide, windows, training=Training(3, 64, learning_rate=1e-20, progress=False)).history
+    assert history[["val_crps", "val_loss"]].nunique().tolist() == [1, 1]
+    assert history["train_loss"].nunique() == 3
+
+
 def test_training_stops_early_without_progress(windows):
     model, guide = pair()
     training = Training(epochs=30, batch_size=64, learning_rate=1e-9, patience=2, monitor="loss", progress=False)

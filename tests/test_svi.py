@@ -4,10 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import UNITS
+from conftest import UNITS, B, make_pair
 from pyro.infer import SVI
 from pyro.nn import PyroModule
-from test_local_elbo import B, pair
 from torch import nn
 
 from eve_pyro.infer.local_elbo import LocalELBO
@@ -18,7 +17,7 @@ def svi(model, guide):
 
 
 def test_svi_trains_plain_modules_and_agrees_with_the_torch_loop(batch):
-    model, guide = pair()
+    model, guide = make_pair()
     before = {name: p.clone() for name, p in guide.named_parameters()}
     elbo = svi(model, guide)
     first = elbo.evaluate_loss(*batch)
@@ -29,7 +28,7 @@ def test_svi_trains_plain_modules_and_agrees_with_the_torch_loop(batch):
 
 
 def test_svi_trains_functions_that_register_their_modules(batch):
-    model, guide = pair()
+    model, guide = make_pair()
 
     def plain_model(context, future=None):
         pyro.module("m", model)
@@ -70,12 +69,12 @@ def test_svi_trains_pyro_modules():
 
 
 def test_svi_says_when_it_would_train_nothing(batch):
-    model, guide = pair()
+    model, guide = make_pair()
     with pytest.raises(ValueError, match="SVI would train nothing"):
         svi(lambda *args: model(*args), lambda *args: guide(*args)).step(*batch)
 
 
 def test_svi_says_when_the_store_holds_another_pairs_parameters(batch):
-    svi(*pair()).step(*batch)
+    svi(*make_pair()).step(*batch)
     with pytest.raises(ValueError, match=r"SVI would not train \d+ parameters of the model .*clear_param_store"):
-        svi(*pair()).step(*batch)
+        svi(*make_pair()).step(*batch)

@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import shaken
+from dense import EXACT, conditioned, dense_paths
 from pyro import poutine
-from test_joint_units import EXACT, conditioned, dense_paths
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 

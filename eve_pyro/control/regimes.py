@@ -1,9 +1,10 @@
 """The regimes: controllers put together, attached to a training as one Lightning callback."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -27,8 +28,8 @@ class Control(Callback):
     an epoch; ``homeostasis`` instead moves all units a little towards their goal every ten steps. The last two act on
     the guide, which must be ``Steerable``. A thermostat sets the betas in any regime. Pass it to ``fit`` as a callback.
 
-    Raises ValueError, before the first step, for a guide the regime cannot act on, and for a warm-up that is as long as
-    the training.
+    Raises ValueError, before the first step, for a guide whose rows the regime cannot move, and for a warm-up that is
+    as long as the training.
     """
 
     def __init__(self, steering: Steering) -> None:
@@ -37,6 +38,7 @@ class Control(Callback):
         self.penalty = BandPenalty({}, steering.lambda_band)
         self.persistence = ArPenalty(steering.lambda_ar, steering.ar_phi) if steering.lambda_ar else None
         self.unseen = Tally()
+        self._unchecked = self.moves_rows
         self._saved: dict[str, Any] = {}
         self._beta: Any = None
 
@@ -49,7 +51,7 @@ class Control(Callback):
         """Check that the regime can act, and add the penalty."""
         steering = self.steering
         steering.check(int(trainer.estimated_stepping_batches))
-        self._beta = task.elbo.beta
+        self._beta, self._unchecked = task.elbo.beta, self.moves_rows
         if self.moves_rows and not isinstance(task.guide, Steerable):
             raise ValueError(
                 f"regime {steering.regime!r} moves the rows of the guide, and {type(task.guide).__name__} does not say "
@@ -66,6 +68,17 @@ class Control(Callback):
             task.elbo.penalties["ar"] = self.persistence
         if self.layers:
             self._set_betas(task, trainer.global_step)
+
+    def on_train_batch_start(self, trainer: L.Trainer, task: Any, batch: Any, batch_idx: int) -> None:
+        """Hold the guide's rows against the units of the first batch, before anything is learned from it."""
+        if not self._unchecked:
+            return
+        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+            task.elbo.loss(task.model, task.guide, *batch)
+            counts = {site: len(units.energy) for site, units in task.elbo.terms.units.items()}
+            owned = (*task.parameters(), *task.buffers(), *task.trained())
+            check_rows(task.guide.unit_rows(), counts, owned, type(task.guide).__name__)
+        self._unchecked = False
 
     def on_train_end(self, trainer: L.Trainer, task: Any) -> None:
         """Leave the local ELBO as it was."""
@@ -154,3 +167,29 @@ class Control(Callback):
         self._saved = state_dict["layers"]
         if self.persistence is not None:
             self.persistence.share.weight = state_dict["ar_weight"]
+
+
+def check_rows(rows: Mapping[str, UnitRows], counts: Mapping[str, int], owned: Iterable[Tensor], guide: str) -> None:
+    """Raise ValueError unless ``rows`` has, for every site of ``counts``, a row for each of its units, as views of what
+    is ``owned``. ``guide`` is the name to complain by.
+    """
+    for site in sorted(set(rows) ^ set(counts)):
+        fault = "names" if site in rows else "leaves out"
+        raise ValueError(f"unit_rows() of {guide} {fault} the site {site!r}: the sites are {', '.join(counts)}")
+    storages = {tensor.untyped_storage().data_ptr() for tensor in owned}
+    for site, count in counts.items():
+        where, found = f"unit_rows()[{site!r}] of {guide}", rows[site]
+        if not isinstance(found, UnitRows) or not isinstance(found.loc, Sequence):
+            raise ValueError(f"{where} must be UnitRows((tensor, ...), log_scale), the second a tensor or None")
+        named = {f"loc[{number}]": row for number, row in enumerate(found.loc)}
+        named |= {} if found.log_scale is None else {"log_scale": found.log_scale}
+        for name, row in named.items():
+            shape = tuple(row.shape)
+            if shape[:1] != (count,):
+                raise ValueError(f"{name} in {where} has shape {shape}, not ({count}, ...): one row for each unit")
+            repeats = any(size > 1 and step == 0 for size, step in zip(shape, row.stride(), strict=True))
+            if repeats or row.untyped_storage().data_ptr() not in storages:
+                raise ValueError(
+                    f"{name} in {where}, of shape {shape}, is no view of the guide's parameters, a place for each of "
+                    "its values: return the parameter's .data itself, or a .view or a slice of it"
+                )

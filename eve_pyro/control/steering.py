@@ -1,12 +1,12 @@
 """How to steer the units, as options: light to import, shown by the command line as they stand here."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import inf
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from eve_pyro.infer.training import option
+from eve_pyro.infer.training import checked, option
 
 
 @dataclass(frozen=True)
@@ -16,22 +16,22 @@ class Steering:
     regime: Literal["off", "penalty", "projection", "homeostasis"] = option(
         "off", "off: plain ELBO; penalty: a hinge on energies; projection, homeostasis: move the guide's rows too."
     )
-    target: Annotated[float, Gt(0)] = option(0.03, "Target energy of a unit, in squared prior deviations.")
+    target: Annotated[float, Gt(0), Lt(inf)] = option(0.03, "Target energy of a unit, in squared prior deviations.")
     bands: Literal["homogeneous", "heterogeneous"] = option(
         "homogeneous", "One band for all units, or log-spaced ones."
     )
-    spread: Annotated[float, Ge(1)] = option(
+    spread: Annotated[float, Ge(1), Lt(inf)] = option(
         8.0, "Heterogeneous bands: targets from target / spread to target * spread."
     )
-    lambda_band: Annotated[float, Ge(0)] = option(1.0, "Weight of the band penalty, in nats a window.")
-    eta: Annotated[float, Gt(0)] = option(0.15, "Strength of the homeostat.")
+    lambda_band: Annotated[float, Ge(0), Lt(inf)] = option(1.0, "Weight of the band penalty, in nats a window.")
+    eta: Annotated[float, Gt(0), Lt(inf)] = option(0.15, "Strength of the homeostat.")
     aim: Annotated[float, Gt(0), Le(1)] = option(
         0.3, "Homeostasis aims at this inner share of each band, in logs; 1 is the paper's, which ends on the edges."
     )
     thermostat: bool = option(False, "Give every unit a beta that holds its KL within [c-min, c-max].")
-    c_min: Annotated[float, Ge(0)] = option(0.05, "Thermostat: lowest KL of a unit, in nats a window.")
-    c_max: Annotated[float, Ge(0)] = option(0.30, "Thermostat: highest KL of a unit, in nats a window.")
-    lambda_ar: Annotated[float, Ge(0)] = option(
+    c_min: Annotated[float, Ge(0), Lt(inf)] = option(0.05, "Thermostat: lowest KL of a unit, in nats a window.")
+    c_max: Annotated[float, Ge(0), Lt(inf)] = option(0.30, "Thermostat: highest KL of a unit, in nats a window.")
+    lambda_ar: Annotated[float, Ge(0), Lt(inf)] = option(
         0.0, "First weight of a penalty that makes paths persist, its share then held near 20 %; 0 is none."
     )
     ar_phi: Annotated[float, Gt(-1), Lt(1)] = option(0.95, "Persistence that the penalty asks for.")
@@ -41,14 +41,8 @@ class Steering:
 
     def check(self, steps: int) -> None:
         """Raise ValueError for options out of range or at odds, and for a warm-up as long as ``steps`` of training."""
-        known = {"regime": ("off", "penalty", "projection", "homeostasis"), "bands": ("homogeneous", "heterogeneous")}
-        for name, words in known.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} is one of {', '.join(words)}, not {getattr(self, name)!r}")
-        for name in ("target", "eta", "aim"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
-        if not 0 <= self.c_min <= self.c_max:
+        checked(Steering, asdict(self))
+        if self.c_min > self.c_max:
             raise ValueError(f"the thermostat needs 0 <= c_min <= c_max, not [{self.c_min}, {self.c_max}]")
         if (self.regime != "off" or self.thermostat) and self.warmup >= steps:
             raise ValueError(f"a warm-up of {self.warmup} steps leaves nothing of a training of {steps} steps")

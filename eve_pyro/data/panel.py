@@ -137,6 +137,15 @@ def season_length(index: pd.Index) -> int | None:
     return None
 
 
+def not_finite(values: np.ndarray) -> tuple[int, str, int] | None:
+    """Return the first row that is missing or infinite, which of the two it is, and how many rows are; None if none."""
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return None
+    row = int(np.flatnonzero(bad)[0])
+    return row, "missing" if np.isnan(values[row]) else "infinite", int(bad.sum())
+
+
 def _read(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
@@ -200,12 +209,10 @@ def _check_values(name: str, values: np.ndarray, index: pd.Index) -> None:
         raise ValueError(f"series {name!r} has {len(values)} values and {len(index)} timestamps")
     if len(values) < 3:
         raise ValueError(f"series {name!r} has only {len(values)} rows")
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        kind = "missing" if np.isnan(values[row]) else "infinite"
+    if bad := not_finite(values):
+        row, kind, count = bad
         raise ValueError(
-            f"series {name!r}: {kind} value at row {row} ({index[row]}), {int(bad.sum())} in all; "
+            f"series {name!r}: {kind} value at row {row} ({index[row]}), {count} in all; "
             "fill or cut them before forecasting"
         )
 

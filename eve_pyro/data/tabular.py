@@ -1,9 +1,9 @@
 """Tables: rows of features and targets, for regression and classification, trained on like windows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from eve_pyro.data.longhorizon import Split
+from eve_pyro.data.panel import not_finite
+from eve_pyro.data.rows import Selectable
 from eve_pyro.protocols import Batch
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Selectable):
     """N rows of d features and q targets: ``table[i]`` is a ``Batch`` for a list, a slice or an array of positions.
 
     ``context`` (N, 1, d) holds the standardised features. ``future`` (N, q) holds the standardised targets, so that
@@ -35,31 +37,11 @@ class Table:
     def __len__(self) -> int:
         return len(self.context)
 
-    def __getitem__(self, index: Sequence[int] | slice | Tensor) -> Batch:
-        rows = index if isinstance(index, slice) else torch.as_tensor(index)
+    def _gather(self, rows: slice | Tensor) -> Batch:
         return Batch(self.context[rows], self.future[rows])
 
-    def __getitems__(self, index: list[int]) -> Batch:
-        """Gather a batch at once, as a DataLoader asks for it."""
-        return self[index]
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield all rows in order, ``batch_size`` at a time, the last batch smaller."""
-        for begin in range(0, len(self), batch_size):
-            yield self[begin : begin + batch_size]
-
-    def every(self, stride: int) -> "Table":
-        """Return every ``stride``-th row."""
-        return replace(self, context=self.context[::stride], future=self.future[::stride])
-
-    def at_most(self, count: int) -> "Table":
-        """Return about ``count`` rows, evenly spaced, or all of them where there are fewer."""
-        return self.every(max(1, -(-len(self) // count)))
-
-    def select(self, index: Sequence[int] | Tensor) -> "Table":
-        """Return the rows at the given positions."""
-        index = torch.as_tensor(index, dtype=torch.long)
-        return replace(self, context=self.context[index], future=self.future[index])
+    def _take(self, rows: slice | Tensor) -> Self:
+        return replace(self, context=self.context[rows], future=self.future[rows])
 
 
 class TableSplits(NamedTuple):
@@ -138,13 +120,9 @@ def _numbers(column: pd.Series, name: str, otherwise: str) -> np.ndarray:
     if not pd.api.types.is_numeric_dtype(column):
         raise ValueError(f"column {name!r} holds no numbers but {column.dtype}: {otherwise}")
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        kind = "missing" if np.isnan(values[row]) else "infinite"
-        raise ValueError(
-            f"column {name!r}, row {row}: {kind} value, {int(bad.sum())} in all; fill them or leave their rows out"
-        )
+    if bad := not_finite(values):
+        row, kind, count = bad
+        raise ValueError(f"column {name!r}, row {row}: {kind} value, {count} in all; fill them or leave their rows out")
     return values
 
 

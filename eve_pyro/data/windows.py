@@ -1,8 +1,8 @@
 """Windows: views of scaled series, cut into context and future, a batch in one gather."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eve_pyro.data.longhorizon import Split
 from eve_pyro.data.panel import Panel
+from eve_pyro.data.rows import Selectable
 from eve_pyro.protocols import Batch
 
 
@@ -55,7 +56,7 @@ class Scaler:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Selectable):
     """N windows of a panel: ``windows[i]`` is a ``Batch`` for a list, a slice or an array of positions ``i``.
 
     ``flat`` holds all scaled series one after the other, and ``view`` (rows, L + H) the same memory as windows; nothing
@@ -83,33 +84,13 @@ class Windows:
     def __len__(self) -> int:
         return len(self.start)
 
-    def __getitem__(self, index: Sequence[int] | slice | Tensor) -> Batch:
+    def _gather(self, rows: slice | Tensor) -> Batch:
         length = self.reach + (self.horizon if self.known else 0)
-        start = self.start[index if isinstance(index, slice) else torch.as_tensor(index)]
-        rows = self.flat.unfold(0, length, 1)[start]
-        return Batch(rows[:, : self.reach].unfold(1, self.context_length, self.stride), rows[:, self.reach :])
+        steps = self.flat.unfold(0, length, 1)[self.start[rows]]
+        return Batch(steps[:, : self.reach].unfold(1, self.context_length, self.stride), steps[:, self.reach :])
 
-    def __getitems__(self, index: list[int]) -> Batch:
-        """Gather a batch at once, as a DataLoader asks for it."""
-        return self[index]
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield all windows in order, ``batch_size`` at a time, the last batch smaller."""
-        for begin in range(0, len(self), batch_size):
-            yield self[begin : begin + batch_size]
-
-    def every(self, stride: int) -> "Windows":
-        """Return every ``stride``-th window."""
-        return replace(self, start=self.start[::stride], series=self.series[::stride])
-
-    def at_most(self, count: int) -> "Windows":
-        """Return about ``count`` windows, evenly spaced over all series, or all of them where there are fewer."""
-        return self.every(max(1, -(-len(self) // count)))
-
-    def select(self, index: Sequence[int] | Tensor) -> "Windows":
-        """Return the windows at the given positions."""
-        index = torch.as_tensor(index, dtype=torch.long)
-        return replace(self, start=self.start[index], series=self.series[index])
+    def _take(self, rows: slice | Tensor) -> Self:
+        return replace(self, start=self.start[rows], series=self.series[rows])
 
     def scale(self) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of each window's series, each (N, 1), to undo the scaling."""

@@ -106,8 +106,29 @@ def final_census(units: pd.DataFrame, census: pd.DataFrame) -> tuple[pd.DataFram
     last = census[census["step"] == census["step"].max()].drop_duplicates(["site", "unit"])
     bands = last[["step", "epoch", "site", "unit", "low", "high", "beta"]]
     table = bands.merge(units, on=["site", "unit"], validate="one_to_one").assign(split="test")
-    columns = {name: torch.tensor(table[name].to_numpy()) for name in ("kl", "energy", "scale", "low", "high")}
-    figures = UnitFigures(columns["kl"], columns["energy"], columns["scale"])
-    states = judge(figures, columns["low"], columns["high"])
+    figures, states = _judged(table)
     rows = table.assign(state=state_names(states))[list(census.columns)]
     return rows, {f"test_{name}": value for name, value in summary(states, figures).items()}
+
+
+def last_figures(census: pd.DataFrame) -> pd.DataFrame:
+    """Return how each layer of a ``census`` ended, a row a ``site`` and ``split``.
+
+    The number of ``units``, their band from ``low`` to ``high``, the share of units in each of ``STATES``, every unit
+    in its gravest so that the shares add up, and the other figures as ``summary`` has them.
+    """
+    last = census[census["step"] == census.groupby("split")["step"].transform("max")]
+    rows = []
+    for (site, split), layer in last.groupby(["site", "split"], sort=False):
+        figures, states = _judged(layer)
+        band = {"low": layer["low"].min(), "high": layer["high"].max()}
+        shares = {state: float((layer["state"] == state).mean()) for state in STATES}
+        rows.append({"site": site, "split": split, "units": len(layer)} | band | summary(states, figures) | shares)
+    return pd.DataFrame(rows)
+
+
+def _judged(table: pd.DataFrame) -> tuple[UnitFigures, dict[str, Tensor]]:
+    """Return the figures of a table with a row a unit, and the states that its bands make of them."""
+    columns = {name: torch.tensor(table[name].to_numpy()) for name in ("kl", "energy", "scale", "low", "high")}
+    figures = UnitFigures(columns["kl"], columns["energy"], columns["scale"])
+    return figures, judge(figures, columns["low"], columns["high"])

@@ -15,7 +15,7 @@ class FlowUnits(TorchDistribution):
 
     Batch (..., N), event (T, K), so that it stands in a units plate; ``log_prob`` (..., N) sums over units to the joint
     log density, the log determinant shared out evenly. Moments have no closed form: ``mean`` is the image of the base's
-    location, ``variance`` an estimate from 16 draws, without gradient.
+    location, ``variance`` an estimate from the same 16 draws of the base at every look, without gradient.
     """
 
     arg_constraints: ClassVar = {}
@@ -40,9 +40,12 @@ class FlowUnits(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Variance, estimated, (..., N, T, K)."""
+        """Variance, estimated, (..., N, T, K). The global random state is left alone."""
+        like = self.base.mean
+        own = torch.Generator(like.device).manual_seed(0)
+        noise = torch.randn(self.num_draws, *like.shape, generator=own, dtype=like.dtype, device=like.device)
         with torch.no_grad():
-            return self.rsample(Size([self.num_draws])).var(0)
+            return self._forward(like + self.base.stddev * noise).var(0)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw all units at once, (*sample_shape, ..., N, T, K)."""

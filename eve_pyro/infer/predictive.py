@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import transforms as T
 
 from eve_pyro import metrics
 from eve_pyro.metrics import log_score
@@ -26,17 +27,23 @@ class Predictive:
 
     ``paths`` (S, B, H) are joint draws. ``components`` are distributions with batch (C, B, H) and equal weights: one
     (C = 1) where the marginal is ``exact``, else one a draw; None where the family is not one of ours. ``joint``
-    has batch (B, 1) and event (H,), or is None where the units cannot be integrated out.
+    has batch (B, 1) and event (H,), or is None where the units cannot be integrated out. ``values`` are the components
+    of any family, with batch (..., B, 1, H), or None where the values of a path are no distributions of their own.
     """
 
     paths: Tensor
     components: TorchDistribution | None
     joint: TorchDistribution | None
+    values: TorchDistribution | None = None
 
     @property
     def exact(self) -> bool:
         """Whether the marginals are closed form and not a mixture over draws."""
         return self.joint is not None and self.components is not None
+
+    def log_prob(self, truth: Tensor) -> Tensor | None:
+        """Return the log density of every value of ``truth`` (B, H) under each component, (C, B, H), if it has one."""
+        return None if self.values is None else self.values.log_prob(truth.unsqueeze(-2)).reshape(-1, *truth.shape)
 
 
 def vectorized(program: Program, num_draws: int) -> Program:
@@ -89,14 +96,27 @@ def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution | None]
 
 
 def values(fn: TorchDistribution) -> TorchDistribution | None:
-    """Return the marginals of ``fn``'s values given the latents, as a batch; None for families not known here."""
+    """Return the marginals of ``fn``'s values given the latents, as a batch; None for families not known here.
+
+    Known are independent values of any family, moved one by one or not, and multivariate normals.
+    """
     if isinstance(fn, Integrable):
         fn = fn.conditional
     if isinstance(fn, torch.distributions.Independent):
         return fn.base_dist
+    if isinstance(fn, torch.distributions.TransformedDistribution):
+        single, moves = values(fn.base_dist), [_one_by_one(transform) for transform in fn.transforms]
+        return None if single is None or None in moves else dist.TransformedDistribution(single, moves)
     if isinstance(fn, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return dist.Normal(fn.mean, fn.stddev, validate_args=False)
     return None
+
+
+def _one_by_one(transform: T.Transform) -> T.Transform | None:
+    """Return what ``transform`` does to single values, or None where they hear of one another."""
+    if isinstance(transform, T.AffineTransform):
+        return T.AffineTransform(transform.loc, transform.scale)
+    return transform if transform.domain.event_dim == 0 else None
 
 
 def mixture_log_prob(fn: TorchDistribution, truth: Tensor) -> Tensor:
@@ -124,13 +144,14 @@ def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -
     latents = forecast_latents(model_trace, guide_trace)
     whole, single = joint(fn, latents), marginal(fn, latents)
     if whole is not None and single is not None:
-        paths = whole.sample(torch.Size([num_draws])).squeeze(-2)  # (S, B, 1, H) -> (S, B, H)
-        return Predictive(paths, _components(single, context.shape[0]), whole)
+        paths = whole.sample(torch.Size([num_draws])).squeeze(-2).to(context.dtype)  # (S, B, 1, H) -> (S, B, H)
+        return Predictive(paths, _components(single, context.shape[0]), whole, values(single))
     if num_draws > 1:
         model_trace, _ = forecast_trace(model, guide, context, num_draws)
     site: Any = model_trace.nodes[OBSERVED]
     shape = (num_draws, context.shape[0], site["value"].shape[-1])
-    return Predictive(site["value"].reshape(shape), _components(site["fn"], context.shape[0]), None)
+    paths, fn = site["value"].reshape(shape).to(context.dtype), site["fn"]  # numbers of classes are no floats
+    return Predictive(paths, _components(fn, context.shape[0]), None, values(fn))
 
 
 def _all_points(latents: Mapping[str, TorchDistribution | None]) -> bool:
@@ -165,6 +186,15 @@ def _components(fn: TorchDistribution, num_windows: int) -> TorchDistribution | 
     if isinstance(single, dist.StudentT):
         return dist.StudentT(flat(single.df), flat(single.loc), flat(single.scale), validate_args=False)
     return dist.Normal(flat(single.loc), flat(single.scale), validate_args=False)
+
+
+def moments(prediction: Predictive) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of every value, each (B, H): exact for normals and mixtures, else from the paths."""
+    components, paths = prediction.components, prediction.paths
+    if components is None:
+        return paths.mean(0), paths.std(0)
+    variance = components.variance.mean(0) + components.mean.var(0, correction=0)
+    return components.mean.mean(0), variance.sqrt()
 
 
 def quantile(prediction: Predictive, level: float) -> Tensor:

@@ -73,12 +73,16 @@ def window_scores(
 
 
 def marginal_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
-    """Score every value by itself, averaged over the horizon: exact for normals and their mixtures."""
+    """Score every value by itself, averaged over the horizon: exact for normals and their mixtures.
+
+    Of other families all but the log score comes from the draws; without a density of single values that is NaN.
+    """
     components, paths = prediction.components, prediction.paths
-    if components is None:  # a family without closed forms: all from the draws
-        pit = (paths <= truth).float().mean(0)
+    if components is None:
+        log_prob, pit = prediction.log_prob(truth), (paths <= truth).float().mean(0)
+        log_score = torch.full_like(truth, math.nan) if log_prob is None else metrics.log_score(log_prob)
         point = {"mse": metrics.mse(paths, truth), "mae": metrics.mae(paths, truth), "crps": metrics.crps(paths, truth)}
-        return _mean(point | {"log_score": torch.full_like(truth, math.nan), "coverage_90": metrics.coverage(pit)})
+        return _mean(point | {"log_score": log_score, "coverage_90": metrics.coverage(pit)})
     median = quantile(prediction, 0.5)
     if isinstance(components, dist.Normal):
         crps = metrics.crps_normal_mixture(components.loc, components.scale, truth)

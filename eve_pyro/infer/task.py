@@ -19,10 +19,11 @@ from eve_pyro.infer.training import Training
 from eve_pyro.protocols import Batch, Guide, Model
 
 VALIDATION_DRAWS = 16
+VALIDATION = 2**32 - 1  # stands for the epoch in the seed of all validations
 
 
 class Task(L.LightningModule):
-    """Losses a value, terms apart; every epoch with a random state of its own."""
+    """Losses a value, terms apart; every epoch with a random state of its own, every validation with the same."""
 
     def __init__(
         self, model: Model, guide: Guide, elbo: LocalELBO, training: Training, stored: dict[str, Tensor]
@@ -45,8 +46,11 @@ class Task(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin every epoch with a random state of its own, so that a resumed training draws what it would have."""
         if batch_idx == 0:
-            source = np.random.SeedSequence([self.training_options.seed, self.current_epoch, self.global_rank])
-            torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))
+            self._seed(self.current_epoch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin every validation alike, so that the best epoch is not the one with the luckiest draws."""
+        self._seed(VALIDATION)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Log the same terms without gradients, and the CRPS of the forecast."""
@@ -88,6 +92,10 @@ class Task(L.LightningModule):
         """Return every parameter that is trained, each once."""
         own = {id(p): p for p in self.parameters() if p.requires_grad}
         return list((own | {id(t): t for t in self.stored.named.values()}).values())
+
+    def _seed(self, epoch: int) -> None:
+        source = np.random.SeedSequence([self.training_options.seed, epoch, self.global_rank])
+        torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))
 
     def _log_terms(self, split: str, loss: Tensor, batch: Batch) -> None:
         terms, horizon = self.elbo.terms, batch.future.shape[-1]

@@ -1,14 +1,32 @@
 """How to train, as options: light to import, shown by the command line as they stand here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
+
+Options = TypeVar("Options")
 
 
 def option(default: Any, help: str, name: str | None = None) -> Any:
     """Return a dataclass field that the command line shows as an option, called ``name`` if given, with this help."""
     return field(default=default, metadata={"help": help, "name": name})
+
+
+def checked(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """Return the options ``kind`` of these ``values``, as its annotations have them.
+
+    Raises ValueError with the option's name, what it may be, and what it was.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"option {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
 @dataclass(frozen=True)
