@@ -136,14 +136,12 @@ class Information(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What posteriors may look at: the encoded context ``state`` (B, T, F); how far the future lies from what the
-    context foretells, ``surprise`` (B, H); and what it says of the units, where that is Gaussian. At forecast time
-    there is the state alone.
+    """What posteriors may look at: the encoded context ``state`` (B, T, F), and how far the future lies from what the
+    context foretells, ``surprise`` (B, H), or None at forecast time.
     """
 
     state: Tensor
     surprise: Tensor | None = None
-    information: Information | None = None
 
 
 class Amortizable(Protocol):
@@ -159,6 +157,9 @@ class Amortizable(Protocol):
 
     def evidence(self, context: Tensor, future: Tensor | None = None, /) -> Evidence:
         """Encode ``context`` (B, T, L) and, if given, ``future`` (B, H)."""
+
+    def information(self, evidence: Evidence, /) -> Information | None:
+        """Return what the future says of the top layer's activity, where the likelihood is Gaussian in it."""
 
     def rise(self, level: int, state: Tensor, activity: Tensor, /) -> Tensor:
         """Return what layer ``level + 1`` reads, (..., B, T, F), given what layer ``level`` read and its activity."""

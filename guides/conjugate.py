@@ -22,7 +22,7 @@ class Conjugate(AmortizedGuide):
 
         def head_of(layer: Layer) -> nn.Module:
             if layer is top:
-                return ConjugateHead(layer)
+                return ConjugateHead(layer, model)
             return FutureHead(layer, model.state_size, model.surprise_size, hidden)
 
         super().__init__(model, head_of)
@@ -31,12 +31,19 @@ class Conjugate(AmortizedGuide):
 class ConjugateHead(Head):
     """The exact posterior of the top layer."""
 
+    model: Amortizable
+
+    def __init__(self, layer: Layer, model: Amortizable) -> None:
+        super().__init__(layer)
+        object.__setattr__(self, "model", model)  # a reference, as the layer is
+
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
         """Return batch (..., B, N), event (T, K), or None without a future."""
         if evidence.surprise is None:
             return None
-        if evidence.information is None:
+        information = self.model.information(evidence)
+        if information is None:
             raise ValueError(
                 "the conjugate guide needs a readout that is linear in its units, such as FactorReadout with loadings"
             )
-        return ConjugateUnits(self.layer.prior(state), *evidence.information, self.layer.pool_weight)
+        return ConjugateUnits(self.layer.prior(state), *information, self.layer.pool_weight)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eve_pyro.distributions import rescaled
 from eve_pyro.nets import InstanceNorm, InstanceScale
 from eve_pyro.neuron import EveLayer
-from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Readout
+from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Information, Readout
 
 
 class Encoder(Protocol):
@@ -98,5 +98,10 @@ class Forecaster(nn.Module):
         read = state[:, -self.reads :]
         target = future if instance is None else (future - instance.loc[:, 0]) / instance.scale[:, 0]
         surprise = self.readout.surprise(target, read) if hasattr(self.readout, "surprise") else target
-        known = self.readout.information(surprise, read) if hasattr(self.readout, "information") else None
-        return Evidence(state, surprise, known)
+        return Evidence(state, surprise)
+
+    def information(self, evidence: Evidence) -> Information | None:
+        """Return what the future says of the top layer's activity, or None for a readout that is not linear in it."""
+        if evidence.surprise is None or not hasattr(self.readout, "information"):
+            return None
+        return self.readout.information(evidence.surprise, evidence.state[:, -self.reads :])
