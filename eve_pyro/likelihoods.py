@@ -155,7 +155,7 @@ class FactorReadout(nn.Module):
         own = (patches_of(len(loadings), len(patches), gain.device) == patches[:, None]).to(gain.dtype)  # (P, H)
         spread = torch.einsum("bpn,ph,hn->bh", gain.square(), own, loadings.square())
         surprise = surprise * (1 + spread).sqrt()  # in deviations of the noise
-        pull = torch.einsum("bh,ph,hn->bpn", surprise, own, loadings) * gain
+        pull = torch.einsum("...bh,ph,hn->...bpn", surprise, own, loadings) * gain
         shared = torch.einsum("ph,hn,hm->pnm", own, loadings, loadings)
         precision = gain.unsqueeze(-1) * shared * gain.unsqueeze(-2)  # (B, P, N, N)
         return Information(precision.permute(0, 2, 3, 1).diag_embed().transpose(-2, -3), pull.mT, surprise.square().sum(-1))

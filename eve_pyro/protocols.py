@@ -136,20 +136,15 @@ class Information(NamedTuple):
         pull = ((surprise / noise).unsqueeze(-2) @ weights)[..., 0, :].unflatten(-1, shape)
         return cls(precision, pull, (surprise / noise).square().sum(-1))
 
-    def stretched(self, factor: Tensor) -> "Information":
-        """Return what ``factor`` (..., B, 1, 1) times the surprise says."""
-        return Information(self.precision, factor * self.pull, factor[..., 0, 0].square() * self.square)
 
 
 class Evidence(NamedTuple):
-    """What posteriors may look at: the encoded context ``state`` (B, T, F); how far the future lies from what the
-    context foretells, ``surprise`` (B, H); and what it says of the units, where that is Gaussian. At forecast time
-    there is the state alone.
+    """What posteriors may look at: the encoded context ``state`` (B, T, F), and how far the future lies from what the
+    context foretells, ``surprise`` (B, H), or None at forecast time.
     """
 
     state: Tensor
     surprise: Tensor | None = None
-    information: Information | None = None
 
 
 class Amortizable(Protocol):
@@ -171,6 +166,9 @@ class Amortizable(Protocol):
 
     def given(self, layer: Layer, evidence: Evidence, activity: Tensor, /) -> Evidence:
         """Return what posteriors above ``layer`` may look at, given its activity."""
+
+    def information(self, evidence: Evidence, /) -> Information | None:
+        """Return what the future says of the top layer's activity, where the likelihood is Gaussian in it."""
 
 
 class UnitRows(NamedTuple):

@@ -1,13 +1,13 @@
 """The conjugate guide: no network, the exact posterior under a linear-Gaussian readout."""
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from eve_pyro.distributions.conjugate import ConjugateUnits
 from eve_pyro.guides.base import AmortizedGuide, Head
 from eve_pyro.guides.mean_field import FutureHead
-from eve_pyro.priors import VolatilityPrior
 from eve_pyro.protocols import Amortizable, Evidence, Information, Layer
 
 
@@ -16,7 +16,7 @@ class Conjugate(AmortizedGuide):
 
     Amortized through the readout's own loadings: the guide has no parameters there, and the local ELBO at beta 1 is the
     exact log density. Layers below the top of a stack are ``FutureAware``. The joint KL is shared out by unit: see
-    ``JointUnits``; the shares add up. Raises ValueError, when called, for a readout that is not linear in its units.
+    ``JointUnits``; the shares add up. A volatility unit right below it is exact too. Raises ValueError, when called, for a readout that is not linear in its units.
     """
 
     def __init__(self, model: Amortizable, hidden: int = 256) -> None:
@@ -24,51 +24,57 @@ class Conjugate(AmortizedGuide):
 
         def head_of(layer: Layer) -> nn.Module:
             if layer is top:
-                return ConjugateHead(layer)
+                return ConjugateHead(layer, model)
             return FutureHead(layer, model.state_size, model.surprise_size, hidden)
 
-        alone = len([layer for layer in model.layers if not isinstance(layer.prior, VolatilityPrior)]) == 1
-        super().__init__(model, head_of, (lambda layer: ConjugateVolatility(layer, top)) if alone else None)
+        # Between volatility and top layer nothing may be drawn, or the top layer's prior is none given the context.
+        exact = model.layers[0] is not top and len(model.layers) == 2
+        super().__init__(model, head_of, (lambda layer: ConjugateVolatility(layer, model)) if exact else None)
 
 
 class ConjugateHead(Head):
     """The exact posterior of the top layer."""
 
+    model: Amortizable
+
+    def __init__(self, layer: Layer, model: Amortizable) -> None:
+        super().__init__(layer)
+        object.__setattr__(self, "model", model)  # a reference, as the layer is
+
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
         """Return batch (..., B, N), event (T, K), or None without a future."""
         if evidence.surprise is None:
             return None
-        return posterior(self.layer, state, evidence.information)
+        known = information(self.model, evidence)
+        return ConjugateUnits(self.layer.prior(state), known.precision, known.pull, self.layer.pool_weight)
 
 
-class ConjugateVolatility(Head):
-    """The exact posterior of the volatility unit, Gamma(c + H / 2, r + Q / 2), the ``units`` above integrated out.
+class ConjugateVolatility(ConjugateHead):
+    """The exact posterior of the volatility unit, Gamma(c + H / 2, r + Q / 2), the units above it integrated out.
 
-    Q is the squared surprise that their prior does not explain. Raises ValueError where their prior's mean is not 0.
+    Q is the squared surprise that the units' prior does not explain. To gradients its parameters are constants, which
+    at beta 1 is exact: there the local ELBO is stationary in them.
     """
 
-    units: Layer
-
-    def __init__(self, layer: Layer, units: Layer) -> None:
-        super().__init__(layer)
-        object.__setattr__(self, "units", units)
-
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
-        """Return batch (B, 1), event (1, 1), or None without a future."""
+        """Return batch (B, 1), event (1, 1), or None without a future; ValueError for units with another mean than 0."""
         if evidence.surprise is None:
             return None
-        q, own = posterior(self.units, state, evidence.information), self.layer.prior(state)
-        if q.prior.mean.count_nonzero():
-            raise ValueError("a volatility unit has no conjugate posterior under units whose prior's mean is not 0")
-        left = (evidence.information.square - q.explained)[..., None, None, None]
-        base, size = own.base_dist, evidence.surprise.shape[-1]
-        return dist.Gamma(base.concentration + 0.5 * size, base.rate + 0.5 * left, validate_args=False).to_event(2)
+        with torch.no_grad():
+            units, known = self.model.layers[-1], information(self.model, evidence)
+            q = ConjugateUnits(units.prior(state), known.precision, known.pull, units.pool_weight)
+            if q.prior_loc.count_nonzero():
+                raise ValueError("a volatility unit's conjugate posterior needs units whose prior has mean 0")
+            own, left = self.layer.prior(state).base_dist, (known.square - q.explained)[..., None, None, None]
+            half = 0.5 * evidence.surprise.shape[-1]
+            return dist.Gamma(own.concentration + half, own.rate + 0.5 * left, validate_args=False).to_event(2)
 
 
-def posterior(layer: Layer, state: Tensor, information: Information | None) -> ConjugateUnits:
-    """Return the exact posterior of a layer's units; ValueError for a readout that is not linear in them."""
-    if information is None:
+def information(model: Amortizable, evidence: Evidence) -> Information:
+    """Return what the future says of the top layer's activity; ValueError for a readout that is not linear in it."""
+    known = model.information(evidence)
+    if known is None:
         raise ValueError(
             "the conjugate guide needs a readout that is linear in its units, such as FactorReadout with loadings"
         )
-    return ConjugateUnits(layer.prior(state), information.precision, information.pull, layer.pool_weight)
+    return known

@@ -10,7 +10,7 @@ from eve_pyro.distributions import rescaled
 from eve_pyro.distributions.volatile import volatile
 from eve_pyro.nets import InstanceNorm, InstanceScale
 from eve_pyro.neuron import EveLayer
-from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Layer, Readout
+from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Information, Layer, Readout
 
 
 class Encoder(Protocol):
@@ -76,9 +76,7 @@ class Forecaster(nn.Module):
         """Return what posteriors above ``layer`` may look at: above the volatility unit, surprises without it."""
         if layer is not self.volatility or evidence.surprise is None:
             return evidence
-        root, known = activity.sqrt(), evidence.information  # (..., B, 1, 1)
-        known = None if known is None else known.stretched(root)
-        return evidence._replace(surprise=root[..., 0] * evidence.surprise, information=known)
+        return evidence._replace(surprise=activity[..., 0].sqrt() * evidence.surprise)
 
     def encode(self, context: Tensor) -> tuple[Tensor, InstanceScale | None]:
         """Return the state (B, T, F) that the first layer reads, and the scale of the context."""
@@ -114,5 +112,10 @@ class Forecaster(nn.Module):
         read = state[:, -self.reads :]
         target = future if instance is None else (future - instance.loc[:, 0]) / instance.scale[:, 0]
         surprise = self.readout.surprise(target, read) if hasattr(self.readout, "surprise") else target
-        known = self.readout.information(surprise, read) if hasattr(self.readout, "information") else None
-        return Evidence(state, surprise, known)
+        return Evidence(state, surprise)
+
+    def information(self, evidence: Evidence) -> Information | None:
+        """Return what the future says of the top layer's activity, or None for a readout that is not linear in it."""
+        if evidence.surprise is None or not hasattr(self.readout, "information"):
+            return None
+        return self.readout.information(evidence.surprise, evidence.state[:, -self.reads :])
