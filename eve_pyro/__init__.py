@@ -22,6 +22,14 @@ if TYPE_CHECKING:
         standard_split,
     )
     from eve_pyro.data.demo import seattle_weather
+    from eve_pyro.diagnostics.calibration import calibration_table, pit_values
+    from eve_pyro.diagnostics.importance import compare_guides, importance_table
+    from eve_pyro.diagnostics.intervened import Intervened
+    from eve_pyro.diagnostics.interventions import knock_out, knock_out_groups, rank_agreement, traverse
+    from eve_pyro.diagnostics.refinement import amortization_gap
+    from eve_pyro.diagnostics.restarts import restart_agreement
+    from eve_pyro.diagnostics.risk import risk_coverage, risk_table, shift_detection, window_signals
+    from eve_pyro.diagnostics.simulation import sbc
     from eve_pyro.infer.fit import Fit, fit
     from eve_pyro.infer.forecast import Forecast, forecast
     from eve_pyro.infer.local_elbo import LocalELBO
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from eve_pyro.infer.units import unit_table
     from eve_pyro.naive import naive_scores
     from eve_pyro.neuron import EveLayer
+    from eve_pyro.posterior import datatree_size, stack_observed, to_datatree, to_inferencedata
     from eve_pyro.runs import load_run, save_run
     from eve_pyro.testing import check_guide, check_model
 
@@ -53,6 +62,14 @@ _HOMES = {
         "standard_split",
     ),
     "data.demo": ("seattle_weather",),
+    "diagnostics.calibration": ("calibration_table", "pit_values"),
+    "diagnostics.importance": ("compare_guides", "importance_table"),
+    "diagnostics.intervened": ("Intervened",),
+    "diagnostics.interventions": ("knock_out", "knock_out_groups", "rank_agreement", "traverse"),
+    "diagnostics.refinement": ("amortization_gap",),
+    "diagnostics.restarts": ("restart_agreement",),
+    "diagnostics.risk": ("risk_coverage", "risk_table", "shift_detection", "window_signals"),
+    "diagnostics.simulation": ("sbc",),
     "infer.fit": ("Fit", "fit"),
     "infer.forecast": ("Forecast", "forecast"),
     "infer.local_elbo": ("LocalELBO",),
@@ -62,17 +79,21 @@ _HOMES = {
     "infer.units": ("unit_table",),
     "naive": ("naive_scores",),
     "neuron": ("EveLayer",),
+    "posterior": ("datatree_size", "stack_observed", "to_datatree", "to_inferencedata"),
     "runs": ("load_run", "save_run"),
     "testing": ("check_guide", "check_model"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Built", "Config", "ELBOTerms", "EveLayer", "Fit", "Forecast", "LocalELBO", "Panel", "Scaler", "Split",
-    "Splits", "Steering", "Table", "TableSplits", "Training", "UnitTerms", "Windows", "build", "check_guide",
-    "check_model", "evaluate", "fit", "forecast", "latest_windows", "load_recipe", "load_run", "load_table",
-    "make_table", "make_windows", "naive_scores", "save_run", "seattle_weather", "standard_split", "unit_table",
-    "window_scores",
+    "Built", "Config", "ELBOTerms", "EveLayer", "Fit", "Forecast", "Intervened", "LocalELBO", "Panel", "Scaler",
+    "Split", "Splits", "Steering", "Table", "TableSplits", "Training", "UnitTerms", "Windows", "amortization_gap",
+    "build", "calibration_table", "check_guide", "check_model", "compare_guides", "datatree_size", "evaluate",
+    "fit", "forecast", "importance_table", "knock_out", "knock_out_groups", "latest_windows", "load_recipe",
+    "load_run", "load_table", "make_table", "make_windows", "naive_scores", "pit_values", "rank_agreement",
+    "restart_agreement", "risk_coverage", "risk_table", "save_run", "sbc", "seattle_weather", "shift_detection",
+    "stack_observed", "standard_split", "to_datatree", "to_inferencedata", "traverse", "unit_table",
+    "window_scores", "window_signals",
 ]  # fmt: skip
 
 

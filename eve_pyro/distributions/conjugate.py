@@ -80,18 +80,19 @@ class ConjugateUnits(JointUnits):
         of a Cholesky factor.
         """
         prior = self.prior.expand(self.batch_shape).rsample(sample_shape)
-        shocks = self.normals(sample_shape, self.precision.shape[-1], 1)
+        shocks = self._columns(self.normals(sample_shape, self.precision.shape[-1]))
         away = solve_triangular(self.precision_root.mT, shocks, upper=True)
         away = away + 0.5 * (self.spread - self.spread.detach()) @ (self.precision_root @ shocks)
-        whitened = self.whitened_loc + away[..., 0].unflatten(-1, self.whitened_loc.shape[-2:])
+        away = away.movedim(-1, 0).reshape(*prior.shape[:-3], *self.whitened_loc.shape[-2:])
+        whitened = self.whitened_loc + away
         shift = whitened - self._whiten(prior)
         return prior + self._follow(shift)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return shares (..., N) of the joint log density: log p(z) + log q(u) - log p(u)."""
         whitened = self._whiten(value)
-        away = (whitened - self.whitened_loc).flatten(-2).unsqueeze(-1)
-        exponent = (away * (self.precision @ away))[..., 0].unflatten(-1, whitened.shape[-2:])
+        away = self._columns((whitened - self.whitened_loc).flatten(-2))
+        exponent = (away * (self.precision @ away)).movedim(-1, 0).reshape(whitened.shape)
         change = 0.5 * (whitened.square() - exponent).sum(-1)
         return self.prior.log_prob(value) + change + 0.5 * self.log_det.unsqueeze(-1) / whitened.shape[-2]
 
@@ -107,6 +108,11 @@ class ConjugateUnits(JointUnits):
 
     def _activity(self, z: Tensor) -> Tensor:
         return self.pool_weight * z[..., -self.reads :, :].sum(-1)  # (..., N, P)
+
+    def _columns(self, vectors: Tensor) -> Tensor:
+        """Return vectors (L..., B, N P) as columns (B, N P, L): a matrix a window serves all draws without a copy."""
+        draws = vectors.shape[: vectors.ndim - self.precision.ndim + 1].numel()
+        return vectors.reshape(draws, *self.precision.shape[:-1]).movedim(0, -1)
 
     def _whiten(self, z: Tensor) -> Tensor:
         away = (self._activity(z) - self.activity_loc).unsqueeze(-1)
