@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eve_pyro import cli_bench
+from eve_pyro import cli_bench, cli_report
 from eve_pyro.cli_data import Data, read_panel, with_standard_rows
 from eve_pyro.options import config_options
 
@@ -56,7 +56,7 @@ def fit(
     Any option below overrides the recipe; the defaults shown are those of [bold]factor[/bold].
 
     The folder holds config.toml, weights.safetensors, metrics.json, history.csv, units.csv, census.csv and signals.csv
-    (every unit's state, by step), forecasts and figures.
+    (every unit's state, by step), forecasts and figures; [bold]eve-pyro report RUN DATA[/bold] makes a page of it.
 
     Example: eve-pyro fit ETTh1.csv --context 336 --horizon 96 --twin --out runs/etth1
     """
@@ -179,6 +179,7 @@ def census(run: RunFolder) -> None:
 
 app.command("compare-regimes")(cli_bench.compare_regimes)
 app.command("ablate")(cli_bench.ablate)
+app.command("report")(cli_report.report)
 
 
 def main() -> None:

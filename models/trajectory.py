@@ -32,9 +32,10 @@ class Trajectory(Forecaster):
         if not 2 <= num_patches <= horizon:
             raise ValueError(f"a trajectory over {horizon} steps needs 2 to {horizon} patches, not {num_patches}")
         self.reads = self.num_steps = num_patches
-        self.patches = nn.Parameter(0.1 * torch.randn(num_patches, encoder.out_features))
+        self.patches = nn.Parameter(0.02 * torch.randn(num_patches, encoder.out_features))
 
     def encode(self, context: Tensor) -> tuple[Tensor, InstanceScale | None]:
         """Return the state (B, P, F) of every patch, and the scale of the context."""
         state, instance = super().encode(context)
-        return state + self.patches, instance
+        # The last patch's state is the encoder's own: what reads it alone is not moved by the embedding's training.
+        return state + self.patches - self.patches[-1:], instance
