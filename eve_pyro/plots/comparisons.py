@@ -1,0 +1,59 @@
+"""Trainings beside one another."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from eve_pyro.plots.style import BLUE, GREY, REGIME_COLOURS, grid
+
+
+def regime_scatter(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
+    """Draw CRPS and joint log score against the inside mass on validation, a point a variant (mean and deviation over
+    seeds), a colour a regime. ``labels`` name the columns that tell variants apart, ``regime`` first.
+    """
+    figure, axes = grid(2, 2)
+    colours = {regime: REGIME_COLOURS[regime] for regime in rows["regime"].unique()}
+    rows = rows.assign(variant=rows[list(labels[1:])].astype(str).agg(", ".join, axis=1) if labels[1:] else "")
+    markers = dict(zip(rows["variant"].unique(), itertools.cycle("osD^vP*X<>hd"), strict=False))
+    for (regime, variant), group in rows.groupby(["regime", "variant"], sort=False):
+        for ax, score in zip(axes, ("crps", "joint_log_score"), strict=True):
+            x, y = group["val_inside_mass"], group[score]
+            ax.errorbar(
+                x.mean(), y.mean(), xerr=x.std() if len(x) > 1 else None, yerr=y.std() if len(y) > 1 else None,
+                color=colours[regime], fmt=markers[variant], ms=5, lw=1,
+            )  # fmt: skip
+    axes[0].set_ylabel("test CRPS (scaled data)")
+    axes[1].set_ylabel("test joint log score (nats a value)")
+    for ax in axes:
+        ax.set(xlabel="inside mass on validation", xlim=(-0.04, 1.04))
+    handles = [Line2D([], [], color=colour, marker="o", ls="", label=name) for name, colour in colours.items()]
+    if len(markers) > 1:
+        named = {", ".join(labels[1:]) + f" = {variant}": marker for variant, marker in markers.items()}
+        handles += [Line2D([], [], color=GREY, marker=marker, ls="", label=name) for name, marker in named.items()]
+    columns = 4 if len(handles) <= 8 else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    return figure
+
+
+def difference_bars(summary: pd.DataFrame, labels: Sequence[str], scores: Sequence[str]) -> Figure:
+    """Draw each variant's paired difference to the first one with its 95 % interval, a panel a score.
+
+    ``summary`` is a table of ``bench.compare.summarise``, ``labels`` its first columns.
+    """
+    others = summary.iloc[1:]
+    names = [" ".join(str(row[name]) for name in labels) for row in others.to_dict("records")]
+    figure, axes = grid(len(scores), len(scores), height=1.2 + 0.28 * len(names))
+    places = np.arange(len(names))[::-1]
+    for number, (ax, score) in enumerate(zip(axes, scores, strict=True)):
+        ax.axvline(0, color=GREY, lw=0.8)
+        ax.errorbar(
+            others[f"{score}_diff"], places, xerr=others[f"{score}_ci"].fillna(0), fmt="o", ms=4, lw=1, color=BLUE
+        )  # fmt: skip
+        ax.set_yticks(places, names if number == 0 else [])
+        ax.set_xlabel(f"{score.replace('_', ' ')}, minus the base's")
+        ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    return figure

@@ -1,0 +1,142 @@
+"""What a run folder holds, read and checked, with the data it was trained on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eve_pyro.builder import Built
+from eve_pyro.data import Panel, Splits, Windows
+from eve_pyro.infer.forecast import forecast
+from eve_pyro.infer.scores import KEYS
+from eve_pyro.runs import CENSUS, METRICS, TWIN, Run, load_run, windows_of
+
+HISTORY, UNITS = "history.csv", "units.csv"
+LOOKED_AT = 256  # windows
+WORK = 2**25  # draws of a latent that one diagnostic may take
+COLUMNS = {
+    HISTORY: ("epoch", "seconds", "train_loss", "val_loss", "val_crps"),
+    CENSUS: ("step", "split", "site", "unit", "kl", "energy", "scale", "low", "high", "beta", "state"),
+    UNITS: ("site", "unit", "kl", "energy", "scale", "sampled"),
+}
+Scores = dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run that is done: pairs, scores and tables as the folder has them, and its windows."""
+
+    run: Run
+    data: str
+    windows: Splits
+    scores: Scores
+    seconds: dict[str, float]
+    histories: dict[str, pd.DataFrame]
+    census: pd.DataFrame
+    units: pd.DataFrame
+
+    @property
+    def eve(self) -> Built:
+        """The model and its guide."""
+        return self.run.eve
+
+    @property
+    def pairs(self) -> dict[str, Built]:
+        """EVE and, if it was trained, its twin."""
+        return {"eve": self.run.eve} | ({"twin": self.run.twin} if self.run.twin else {})
+
+    @property
+    def num_latents(self) -> int:
+        """How many numbers a window's units are."""
+        model = self.eve.model
+        return model.num_steps * sum(layer.num_units * layer.latent_dim for layer in model.layers)
+
+    @cached_property
+    def test(self) -> Windows:
+        """The test windows that are looked at."""
+        return spread(self.windows.test, LOOKED_AT)
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether forecasts have a closed form."""
+        return forecast(self.eve.model, self.eve.guide, self.test.select([0]), 2).exact
+
+    def weighed(self, num_draws: int) -> Windows:
+        """Return as many of the test windows as ``num_draws`` draws for each keep affordable."""
+        return spread(self.test, max(16, WORK // (num_draws * self.num_latents)))
+
+    def sample(self, windows: Windows, split: str = "test") -> str:
+        """Say in words how many windows of a split these are."""
+        whole = len(self.windows.test if split == "test" else self.windows.validation)
+        return (
+            f"{len(windows):,} of {whole:,} {split} windows"
+            if len(windows) < whole
+            else f"all {whole:,} {split} windows"
+        )
+
+
+def spread(windows: Windows, most: int) -> Windows:
+    """Return ``most`` windows, evenly spaced, or all where there are fewer."""
+    if len(windows) <= most:
+        return windows
+    return windows.select(np.linspace(0, len(windows) - 1, most).round().astype(int).tolist())
+
+
+def read_record(folder: Path, panel: Panel, data: str) -> Record:
+    """Read a run that is done; ``panel`` is what it was trained on, and ``data`` what the user calls it.
+
+    Raises ValueError, naming the file, for what is missing, broken or of another version, and for other data.
+    """
+    run = load_run(folder)
+    metrics = _metrics(folder)
+    windows = windows_of(panel, run.config)
+    if windows.train.scaler != run.scaler or len(windows.test) != metrics["windows"]:
+        raise ValueError(f"{folder} was trained on other data than {data}: name the file that it was trained on")
+    homes = {"eve": folder} | ({"twin": folder / TWIN} if run.twin else {})
+    histories = {name: _table(home, HISTORY) for name, home in homes.items()}
+    tables = _table(folder, CENSUS), _table(folder, UNITS)
+    return Record(run, data, windows, metrics["test"], metrics["seconds"], histories, *tables)
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    path = folder / METRICS
+    if not path.is_file():
+        raise ValueError(f"{folder} is not done: there is no {METRICS} in it; go on with eve-pyro resume")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    try:
+        names = ("eve", *(["twin"] if (folder / TWIN).is_dir() else []))
+        missing = [key for name in names for key in KEYS if key not in found["test"][name]]
+        missing += [key for key in ("windows",) if not isinstance(found[key], int)]
+        float(found["seconds"]["train_eve"])
+    except (KeyError, TypeError) as error:
+        missing = [str(error).strip("'")]
+    if missing:
+        raise ValueError(f"{path} is of another version: it has no {missing[0]!r}; train the run again")
+    return dict(found)
+
+
+def _table(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{folder} is not whole: there is no {name} in it; train the run again")
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # pandas' own and broken text alike
+        raise ValueError(f"cannot read {path}: {error}") from None
+    missing = _missing(table, COLUMNS[name])
+    if missing or table.empty:
+        raise ValueError(f"{path} is of another version: it has no {missing or 'rows'!r}; train the run again")
+    return table
+
+
+def _missing(table: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return the first column that a table has not."""
+    return next((column for column in columns if column not in table), "")
