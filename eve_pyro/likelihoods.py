@@ -108,7 +108,7 @@ class CategoricalReadout(nn.Module):
 class FactorReadout(nn.Module):
     """y | z ~ FactorNormal: location and scale from the context, dependence from the units.
 
-    Loadings A (H, N) are shared by all windows; each unit, patch and context scales them by a gain exp(g_n(x)). The
+    Loadings A (H, N) are shared by all windows; each context scales them by a gain exp(g(x)). The
     marginals are Normal(f_h(x), V_h(x)^2) whatever the loadings. With ``loadings=False`` they are off, which leaves
     those marginals as independent normals: the deterministic twin.
     """
@@ -124,7 +124,7 @@ class FactorReadout(nn.Module):
         if loadings:
             # Loadings are stored at a third of their size: an adaptive optimizer then learns them three times as fast.
             self.loadings = nn.Parameter(torch.randn(horizon, layer.num_units) * 0.3 / math.sqrt(layer.num_units))
-            self.gain = nn.Linear(state_size, layer.num_units)
+            self.gain = nn.Linear(state_size, 1)
             nn.init.zeros_(self.gain.weight)
             nn.init.zeros_(self.gain.bias)
 
@@ -133,11 +133,16 @@ class FactorReadout(nn.Module):
         loc, scale = self.loc(state[:, -1:]), bounded_scale(self.scale(state[:, -1:]))
         if self.loadings is None or self.gain is None:
             return dist.Normal(loc, scale, validate_args=False).to_event(1)
-        gain = self.gain(state).clamp(-4.0, 1.5).exp()
+        gain = self._gain(state).expand(-1, *activity.shape[-2:])
         return FactorNormal(
             loc, scale, 3 * self.loadings, gain, activity, site=self.site, pool_weight=self.pool_weight,
             validate_args=False,
         )  # fmt: skip
+
+    def _gain(self, state: Tensor) -> Tensor:
+        """Return the gain of each window, (B, 1, 1)."""
+        assert self.gain is not None
+        return self.gain(state[:, -1:]).clamp(-4.0, 1.5).exp()
 
     def surprise(self, target: Tensor, state: Tensor) -> Tensor:
         """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, P, F)."""
@@ -146,16 +151,14 @@ class FactorReadout(nn.Module):
     def information(self, surprise: Tensor, state: Tensor) -> Information | None:
         """Return what a ``surprise`` (B, H) says of the activity, for ``state`` (B, P, F); None for a twin.
 
-        The noise k cancels: with W = k A the precision is A'A, and the pull A'r / k. No tensor is of size B H N.
+        The noise k cancels: with W = k g A the precision is g^2 A'A, and the pull g A'r / k.
         """
         if self.loadings is None or self.gain is None:
             return None
-        gain, loadings = self.gain(state).clamp(-4.0, 1.5).exp(), 3 * self.loadings  # (B, P, N), (H, N)
-        patches = torch.arange(gain.shape[1], device=gain.device)
-        own = (patches_of(len(loadings), len(patches), gain.device) == patches[:, None]).to(gain.dtype)  # (P, H)
-        spread = torch.einsum("bpn,ph,hn->bh", gain.square(), own, loadings.square())
-        surprise = surprise * (1 + spread).sqrt()  # in deviations of the noise
-        pull = torch.einsum("...bh,ph,hn->...bpn", surprise, own, loadings) * gain
-        shared = torch.einsum("ph,hn,hm->pnm", own, loadings, loadings)
-        precision = gain.unsqueeze(-1) * shared * gain.unsqueeze(-2)  # (B, P, N, N)
-        return Information(precision.permute(0, 2, 3, 1).diag_embed().transpose(-2, -3), pull.mT, surprise.square().sum(-1))
+        gain, loadings = self._gain(state)[:, 0], 3 * self.loadings  # (B, 1), (H, N)
+        patches = torch.arange(state.shape[-2], device=state.device)
+        own = (patches_of(len(loadings), len(patches), state.device) == patches[:, None]).to(gain.dtype)  # (P, H)
+        surprise = surprise * (1 + gain.square() * loadings.square().sum(-1)).sqrt()  # in deviations of the noise
+        pull = torch.einsum("...bh,ph,hn->...bnp", gain * surprise, own, loadings)
+        precision = torch.einsum("ph,hn,hm->nmp", own, loadings, loadings).diag_embed()  # (N, N, P, P)
+        return Information(precision.transpose(1, 2), gain[:, 0].square(), pull, surprise.square().sum(-1))

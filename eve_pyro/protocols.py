@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pyro.distributions import TorchDistribution
+import torch
 from torch import Tensor
 
 WINDOWS = "windows"
@@ -119,11 +120,13 @@ class Layer(Protocol):
 class Information(NamedTuple):
     """What a future says of the activity a of the units, where the likelihood is Gaussian in it.
 
-    log p(y | a) = pull . a - (a . precision . a + square) / 2 + what does not depend on y. ``pull`` is (..., B, N, P),
-    ``precision`` (B, N, P, N, P) and ``square`` (..., B), for the last P path steps of N units.
+    log p(y | a) = pull . a - (strength * a . precision . a + square) / 2 + what does not depend on a or y. ``pull`` is
+    (..., B, N, P) and ``square`` (..., B), for the last P path steps of N units; ``precision`` is (N, P, N, P), shared by
+    all windows but for ``strength`` (B,), or (B, N, P, N, P).
     """
 
     precision: Tensor
+    strength: Tensor
     pull: Tensor
     square: Tensor
 
@@ -134,7 +137,7 @@ class Information(NamedTuple):
         shape = loadings.shape[-2:]
         precision = (weights.mT @ weights).unflatten(-1, shape).unflatten(-3, shape)
         pull = ((surprise / noise).unsqueeze(-2) @ weights)[..., 0, :].unflatten(-1, shape)
-        return cls(precision, pull, (surprise / noise).square().sum(-1))
+        return cls(precision, torch.ones_like(surprise[..., 0]), pull, (surprise / noise).square().sum(-1))
 
 
 

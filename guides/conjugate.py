@@ -45,8 +45,7 @@ class ConjugateHead(Head):
         """Return batch (..., B, N), event (T, K), or None without a future."""
         if evidence.surprise is None:
             return None
-        known = information(self.model, evidence)
-        return ConjugateUnits(self.layer.prior(state), known.precision, known.pull, self.layer.pool_weight)
+        return ConjugateUnits(self.layer.prior(state), information(self.model, evidence), self.layer.pool_weight)
 
 
 class ConjugateVolatility(ConjugateHead):
@@ -62,7 +61,7 @@ class ConjugateVolatility(ConjugateHead):
             return None
         with torch.no_grad():
             units, known = self.model.layers[-1], information(self.model, evidence)
-            q = ConjugateUnits(units.prior(state), known.precision, known.pull, units.pool_weight)
+            q = ConjugateUnits(units.prior(state), known, units.pool_weight)
             if q.prior_loc.count_nonzero():
                 raise ValueError("a volatility unit's conjugate posterior needs units whose prior has mean 0")
             own, left = self.layer.prior(state).base_dist, (known.square - q.explained)[..., None, None, None]

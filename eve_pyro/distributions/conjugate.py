@@ -4,51 +4,49 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor
-from torch.autograd.function import once_differentiable
 from torch.linalg import cholesky, solve_triangular
 
 from eve_pyro.distributions.joint import JointUnits
 from eve_pyro.distributions.paths import path_moments
+from eve_pyro.distributions.precision import Dense, Precision, Spectral
+from eve_pyro.protocols import Information
 
 
 class ConjugateUnits(JointUnits):
-    """p(z | y) where log p(y | a) = pull . a - a . precision . a / 2, a the activity of independent Gaussian units.
+    """p(z | y) where log p(y | a) = pull . a - strength a . precision . a / 2, a the activity of independent Gaussian units.
 
     The likelihood sees z through the last P steps of the activity a_n = ``pool_weight`` * sum_k z_nk alone, so that
     p(z | y) = p(z | a) p(a | y): z = z' + G_n (u_n - u'_n) for a draw z' of the prior, with u the activity whitened by
     its prior covariance, u'_n that of z', and u ~ Normal(m, Lambda^-1)::
 
-        Lambda = I + R' precision R,   m = Lambda^-1 R' (pull - precision E a),   R = chol(Cov a)
+        Lambda = I + strength R' precision R,   m = Lambda^-1 R' (pull - strength precision E a),   R = chol(Cov a)
 
-    Shapes: ``prior`` has batch (..., B, N) and event (T, K); ``precision`` (B, N, P, N, P) and ``pull`` (B, N, P), see
-    ``Information``. The covariance across units is exact, so the cost grows with (N P)^3.
+    Shapes: ``prior`` has batch (..., B, N) and event (T, K); for the ``known`` of a likelihood see ``Information``. The
+    covariance across units is exact. Where prior covariance and precision are the same for all windows but for a
+    strength, one spectrum serves all of them; else every window costs (N P)^3.
     """
 
-    def __init__(self, prior: Any, precision: Tensor, pull: Tensor, pool_weight: float) -> None:
+    def __init__(self, prior: Any, known: Information, pool_weight: float) -> None:
         moments = path_moments(prior)
         if moments is None:
             raise ValueError(f"the conjugate posterior needs Gaussian units, not a prior of {type(prior).__name__}")
-        self.prior, self.pool_weight, self.reads = prior, pool_weight, pull.shape[-1]
-        loc, covariance = moments  # (..., N, T, K), (..., N, K, T, T)
-        self.prior_loc, self.prior_covariance = loc, covariance
-        self.activity_loc = self._activity(loc)  # (..., N, P)
+        self.prior, self.pool_weight, self.reads = prior, pool_weight, known.pull.shape[-1]
+        self.prior_loc, covariance = moments  # (..., N, T, K), (..., N, K, T, T)
+        self.prior_covariance = covariance = _once(covariance)
+        self.activity_loc = self._activity(self.prior_loc)  # (..., N, P)
         cross = pool_weight * covariance[..., -self.reads :]  # Cov(z_tk, a_p), (..., N, K, T, P)
         self.root = cholesky(pool_weight * cross[..., -self.reads :, :].sum(-3))  # (..., N, P, P)
         self.gain = solve_triangular(self.root.mT.unsqueeze(-3), cross, upper=True, left=False)  # G, (..., N, K, T, P)
 
-        size = pull.shape[-2:].numel()
-        expected = precision.flatten(-4, -3).flatten(-2) @ self.activity_loc.flatten(-2).unsqueeze(-1)
-        pulled = self.root.mT @ (pull - expected[..., 0].unflatten(-1, pull.shape[-2:])).unsqueeze(-1)
-        rooted = torch.einsum("...nqp,...nqms,...msr->...npmr", self.root, precision, self.root)
-        eye = torch.eye(size, dtype=pull.dtype, device=pull.device)
-        self.precision = eye + rooted.flatten(-4, -3).flatten(-2)  # (..., N P, N P)
-        self.spread, self.log_det, self.precision_root = _Inverse.apply(self.precision)
-        pulled = pulled.flatten(-3).unsqueeze(-1)
-        whitened = self.spread @ pulled
-        self.explained = (pulled * whitened).sum((-2, -1))  # of the squared surprise, where E a = 0: (..., B)
-        self.whitened_loc = whitened[..., 0].unflatten(-1, self.activity_loc.shape[-2:])  # m, (..., N, P)
-        self.blocks = self._blocks(self.spread)  # Cov u_n, (..., N, P, P)
-        self.loc = loc + self._follow(self.whitened_loc)
+        self.precision = _precision(self.root, known)
+        expected = known.precision.flatten(-4, -3).flatten(-2) @ self.activity_loc.flatten(-2).unsqueeze(-1)
+        expected = known.strength[..., None, None] * expected[..., 0].unflatten(-1, known.pull.shape[-2:])
+        pulled = (self.root.mT @ (known.pull - expected).unsqueeze(-1)).flatten(-3)
+        whitened = self.precision.solve(pulled)
+        self.explained = (pulled * whitened).sum(-1)  # of the squared surprise, where E a = 0: (..., B)
+        self.whitened_loc = whitened.unflatten(-1, known.pull.shape[-2:])  # m, (..., N, P)
+        self.blocks = self.precision.inverse_blocks(self.reads)  # Cov u_n, (..., N, P, P)
+        self.loc = self.prior_loc + self._follow(self.whitened_loc)
         super().__init__(self.loc.shape[:-2], self.loc.shape[-2:], validate_args=False)
 
     @property
@@ -74,45 +72,33 @@ class ConjugateUnits(JointUnits):
         return torch.cat([lagged.new_zeros(*lagged.shape[:-2], 1, lagged.shape[-1]), lagged], -2)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Draw all units at once, (*sample_shape, ..., N, T, K).
-
-        Gradients follow the linear transport du = dS Lambda (u - m) / 2 of the covariance S, which needs no derivative
-        of a Cholesky factor.
-        """
+        """Draw all units at once, (*sample_shape, ..., N, T, K)."""
         prior = self.prior.expand(self.batch_shape).rsample(sample_shape)
-        shocks = self._columns(self.normals(sample_shape, self.precision.shape[-1]))
-        away = solve_triangular(self.precision_root.mT, shocks, upper=True)
-        away = away + 0.5 * (self.spread - self.spread.detach()) @ (self.precision_root @ shocks)
-        away = away.movedim(-1, 0).reshape(*prior.shape[:-3], *self.whitened_loc.shape[-2:])
-        whitened = self.whitened_loc + away
+        shape = self.whitened_loc.shape[-2:]
+        away = self.precision.draw(self.normals(sample_shape, shape.numel()))
+        whitened = self.whitened_loc + away.unflatten(-1, shape)
         shift = whitened - self._whiten(prior)
         return prior + self._follow(shift)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return shares (..., N) of the joint log density: log p(z) + log q(u) - log p(u)."""
         whitened = self._whiten(value)
-        away = self._columns((whitened - self.whitened_loc).flatten(-2))
-        exponent = (away * (self.precision @ away)).movedim(-1, 0).reshape(whitened.shape)
+        away = (whitened - self.whitened_loc).flatten(-2)
+        exponent = (away * self.precision.times(away)).reshape(whitened.shape)
         change = 0.5 * (whitened.square() - exponent).sum(-1)
-        return self.prior.log_prob(value) + change + 0.5 * self.log_det.unsqueeze(-1) / whitened.shape[-2]
+        return self.prior.log_prob(value) + change + 0.5 * self.precision.log_det.unsqueeze(-1) / whitened.shape[-2]
 
     def unit_entropy(self) -> Tensor:
         """Entropy of each unit's marginal, (..., N)."""
-        return self.prior.entropy() + 0.5 * torch.logdet(self.blocks)
+        return self.prior.entropy() + 0.5 * _log_det(self.blocks)
 
     def information(self) -> tuple[Tensor, Tensor]:
         """Total correlation (...) and mutual information of each unit with the others (..., N)."""
-        own = torch.logdet(self.blocks)
-        given_others = torch.logdet(self._blocks(self.precision))
-        return 0.5 * (own.sum(-1) + self.log_det), 0.5 * (own + given_others).clamp(min=0)
+        own, given_others = _log_det(self.blocks), _log_det(self.precision.blocks(self.reads))
+        return 0.5 * (own.sum(-1) + self.precision.log_det), 0.5 * (own + given_others).clamp(min=0)
 
     def _activity(self, z: Tensor) -> Tensor:
         return self.pool_weight * z[..., -self.reads :, :].sum(-1)  # (..., N, P)
-
-    def _columns(self, vectors: Tensor) -> Tensor:
-        """Return vectors (L..., B, N P) as columns (B, N P, L): a matrix a window serves all draws without a copy."""
-        draws = vectors.shape[: vectors.ndim - self.precision.ndim + 1].numel()
-        return vectors.reshape(draws, *self.precision.shape[:-1]).movedim(0, -1)
 
     def _whiten(self, z: Tensor) -> Tensor:
         away = (self._activity(z) - self.activity_loc).unsqueeze(-1)
@@ -122,30 +108,22 @@ class ConjugateUnits(JointUnits):
         """Return where the latents (..., N, T, K) go with the whitened activity (..., N, P)."""
         return (self.gain * whitened[..., None, None, :]).sum(-1).mT
 
-    def _blocks(self, matrix: Tensor) -> Tensor:
-        """Return the blocks (..., N, P, P) on the diagonal of a matrix (..., N P, N P)."""
-        size = self.reads
-        blocks = matrix.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))  # (..., N, P, N, P)
-        return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+def _once(covariance: Tensor) -> Tensor:
+    """Return a prior covariance (..., N, K, T, T) without its axes of windows where these are all the same."""
+    first = covariance.flatten(0, -5)[0] if covariance.ndim > 4 else covariance
+    return first if torch.equal(covariance, first.expand_as(covariance)) else covariance
 
 
-class _Inverse(torch.autograd.Function):
-    """Inverse, log determinant and Cholesky factor of positive definite matrices; no gradient through the factor.
+def _precision(root: Tensor, known: Information) -> Precision:
+    """Return I + R' (strength * precision) R."""
+    rooted = torch.einsum("...nqp,...nqms,...msr->...npmr", root, known.precision, root)
+    rooted = rooted.flatten(-4, -3).flatten(-2)  # (..., N P, N P)
+    if rooted.ndim == 2:
+        return Spectral(rooted, known.strength)
+    eye = torch.eye(rooted.shape[-1], dtype=rooted.dtype, device=rooted.device)
+    return Dense(eye + known.strength[..., None, None] * rooted)
 
-    Two products of matrices make the gradient, where autograd through ``cholesky_inverse`` takes five times as long.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        root = cholesky(matrix)
-        inverse = torch.cholesky_inverse(root)
-        ctx.save_for_backward(inverse)
-        ctx.mark_non_differentiable(root)
-        return inverse, 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1), root
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, inverse_grad: Tensor, log_det_grad: Tensor, root_grad: Tensor) -> Tensor:
-        (inverse,) = ctx.saved_tensors
-        gradient: Tensor = log_det_grad[..., None, None] * inverse - inverse @ inverse_grad @ inverse
-        return gradient
+def _log_det(blocks: Tensor) -> Tensor:
+    return blocks[..., 0, 0].log() if blocks.shape[-1] == 1 else torch.logdet(blocks)
