@@ -51,7 +51,9 @@ class ModelOptions:
     readout: Literal["factor", "normal", "student_t"] = option(
         "factor", "factor: exact marginals, dependence by the units; normal, student_t: decoded from the units alone."
     )
-    volatility: bool = option(False, "A volatility unit: a Gamma neuron that makes windows calm or wild, with Student's tails.")
+    volatility: bool = option(
+        False, "A volatility unit: a Gamma neuron that makes windows calm or wild, with Student's tails."
+    )
     head_scale: Literal["read", "global"] = option("read", "Scale of a decoded head: read from z, or one a step.")
     hidden: Annotated[int, Ge(1), Le(65536)] = option(256, "Hidden width of encoder, decoder and guide.")
     features: Annotated[int, Ge(1), Le(65536)] = option(512, "Linear features of the encoder.")

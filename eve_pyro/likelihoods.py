@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_pyro.distributions.factor import FactorNormal, patches_of
-from eve_pyro.protocols import Information, Layer
+from eve_pyro.protocols import Information, Layer, UnitRows
 
 MIN_SCALE, MAX_SCALE = 0.01, 5.0
 HeadScale = Literal["global", "read"]
@@ -147,6 +147,10 @@ class FactorReadout(nn.Module):
     def surprise(self, target: Tensor, state: Tensor) -> Tensor:
         """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, P, F)."""
         return (target - self.loc(state[:, -1])) / bounded_scale(self.scale(state[:, -1]))
+
+    def rows(self) -> UnitRows | None:
+        """Return each unit's loadings, (N, H); None for a twin."""
+        return None if self.loadings is None else UnitRows((self.loadings.data.mT,), None)
 
     def information(self, surprise: Tensor, state: Tensor) -> Information | None:
         """Return what a ``surprise`` (B, H) says of the activity, for ``state`` (B, P, F); None for a twin.

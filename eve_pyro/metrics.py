@@ -52,14 +52,14 @@ def crps_student_t(df: Tensor, loc: Tensor, scale: Tensor, truth: Tensor) -> Ten
 
 def student_t_cdf(df: Tensor, z: Tensor) -> Tensor:
     """CDF of the standard Student's t at ``z``. Torch has none: SciPy's, on the CPU."""
-    from scipy import special
+    from scipy import special  # adds filters to everybody's warnings: not on import
 
     return torch.as_tensor(special.stdtr(df.cpu().numpy(), z.cpu().numpy())).to(z)
 
 
 def student_t_icdf(df: Tensor, level: float) -> Tensor:
     """Quantile of the standard Student's t at ``level``."""
-    from scipy import special
+    from scipy import special  # adds filters to everybody's warnings: not on import
 
     return torch.as_tensor(special.stdtrit(df.cpu().numpy(), level)).to(df)
 

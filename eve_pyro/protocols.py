@@ -13,8 +13,8 @@ Shapes, everywhere in the library:
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from pyro.distributions import TorchDistribution
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 WINDOWS = "windows"
@@ -121,8 +121,8 @@ class Information(NamedTuple):
     """What a future says of the activity a of the units, where the likelihood is Gaussian in it.
 
     log p(y | a) = pull . a - (strength * a . precision . a + square) / 2 + what does not depend on a or y. ``pull`` is
-    (..., B, N, P) and ``square`` (..., B), for the last P path steps of N units; ``precision`` is (N, P, N, P), shared by
-    all windows but for ``strength`` (B,), or (B, N, P, N, P).
+    (..., B, N, P) and ``square`` (..., B), for the last P path steps of N units; ``precision`` is (N, P, N, P), shared
+    by all windows but for ``strength`` (B,), or (B, N, P, N, P).
     """
 
     precision: Tensor
@@ -140,7 +140,6 @@ class Information(NamedTuple):
         return cls(precision, torch.ones_like(surprise[..., 0]), pull, (surprise / noise).square().sum(-1))
 
 
-
 class Evidence(NamedTuple):
     """What posteriors may look at: the encoded context ``state`` (B, T, F), and how far the future lies from what the
     context foretells, ``surprise`` (B, H), or None at forecast time.
@@ -148,6 +147,18 @@ class Evidence(NamedTuple):
 
     state: Tensor
     surprise: Tensor | None = None
+
+
+class UnitRows(NamedTuple):
+    """The parameters of one layer's posterior, units first, as views: changing them in place changes the guide.
+
+    Scaling the rows of ``loc`` (N, ...) by c scales the unit's displacement from its prior by c, or moves it that way.
+    ``log_scale`` (N, ...) is the parameter of its scale, or None where there is none of its own. A layer whose ``loc``
+    is empty is left alone: no band holds it.
+    """
+
+    loc: tuple[Tensor, ...]
+    log_scale: Tensor | None
 
 
 class Amortizable(Protocol):
@@ -164,6 +175,9 @@ class Amortizable(Protocol):
     def evidence(self, context: Tensor, future: Tensor | None = None, /) -> Evidence:
         """Encode ``context`` (B, T, L) and, if given, ``future`` (B, H)."""
 
+    def rows(self) -> UnitRows | None:
+        """Return the rows by which the top layer's units are read, or None for a readout without any."""
+
     def rise(self, layer: Layer, state: Tensor, activity: Tensor, /) -> Tensor:
         """Return what the layer above ``layer`` reads, (..., B, T, F), given what ``layer`` read and its activity."""
 
@@ -172,17 +186,6 @@ class Amortizable(Protocol):
 
     def information(self, evidence: Evidence, /) -> Information | None:
         """Return what the future says of the top layer's activity, where the likelihood is Gaussian in it."""
-
-
-class UnitRows(NamedTuple):
-    """The parameters of one layer's posterior, units first, as views: changing them in place changes the guide.
-
-    Scaling the rows of ``loc`` (N, ...) by c scales the unit's displacement from its prior by c. ``log_scale`` (N, ...)
-    is the parameter of its scale, or None where there is none of its own.
-    """
-
-    loc: tuple[Tensor, ...]
-    log_scale: Tensor | None
 
 
 @runtime_checkable

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from eve_pyro.priors import VolatilityPrior
 from eve_pyro.protocols import WINDOWS, Amortizable, Evidence, Layer, UnitRows
 
-
 HeadOf = Callable[[Layer], nn.Module]
 
 
@@ -71,6 +70,10 @@ class VolatilityHead(Head):
         log_mean, raw = self.net(seen)[..., None, None, None].unbind(-4)
         concentration = 1 + F.softplus(raw + 10)
         return dist.Gamma(concentration, concentration * (-log_mean).exp(), validate_args=False).to_event(2)
+
+    def rows(self) -> UnitRows:
+        """Return no rows: no band holds a volatility unit."""
+        return UnitRows((), None)
 
 
 class AmortizedGuide(nn.Module):

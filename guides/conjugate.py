@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from eve_pyro.distributions.conjugate import ConjugateUnits
 from eve_pyro.guides.base import AmortizedGuide, Head
 from eve_pyro.guides.mean_field import FutureHead
-from eve_pyro.protocols import Amortizable, Evidence, Information, Layer
+from eve_pyro.protocols import Amortizable, Evidence, Information, Layer, UnitRows
 
 
 class Conjugate(AmortizedGuide):
@@ -16,7 +16,8 @@ class Conjugate(AmortizedGuide):
 
     Amortized through the readout's own loadings: the guide has no parameters there, and the local ELBO at beta 1 is the
     exact log density. Layers below the top of a stack are ``FutureAware``. The joint KL is shared out by unit: see
-    ``JointUnits``; the shares add up. A volatility unit right below it is exact too. Raises ValueError, when called, for a readout that is not linear in its units.
+    ``JointUnits``; the shares add up. A volatility unit right below it is exact too, for units whose prior has mean 0.
+    Raises ValueError, when called, for other means there, and for a readout that is not linear in its units.
     """
 
     def __init__(self, model: Amortizable, hidden: int = 256) -> None:
@@ -47,6 +48,13 @@ class ConjugateHead(Head):
             return None
         return ConjugateUnits(self.layer.prior(state), information(self.model, evidence), self.layer.pool_weight)
 
+    def rows(self) -> UnitRows:
+        """Return the loadings, by which a unit's energy grows without being proportional to their square."""
+        rows = self.model.rows()
+        if rows is None:
+            raise ValueError("this readout names no rows that move the units: steer it by 'off' or 'penalty'")
+        return rows
+
 
 class ConjugateVolatility(ConjugateHead):
     """The exact posterior of the volatility unit, Gamma(c + H / 2, r + Q / 2), the units above it integrated out.
@@ -55,8 +63,12 @@ class ConjugateVolatility(ConjugateHead):
     at beta 1 is exact: there the local ELBO is stationary in them.
     """
 
+    def rows(self) -> UnitRows:
+        """Return no rows: no band holds a volatility unit."""
+        return UnitRows((), None)
+
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
-        """Return batch (B, 1), event (1, 1), or None without a future; ValueError for units with another mean than 0."""
+        """Return batch (B, 1), event (1, 1), or None without a future; ValueError for units of another mean than 0."""
         if evidence.surprise is None:
             return None
         with torch.no_grad():

@@ -47,3 +47,7 @@ class PositiveHead(PointHead):
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution:
         """Return batch (..., B, 1), event (1, 1)."""
         return dist.Delta(self.by_unit(self.loc(state[..., -1:, :])).exp(), event_dim=2)
+
+    def rows(self) -> UnitRows:
+        """Return no rows: no band holds a volatility unit."""
+        return UnitRows((), None)

@@ -23,7 +23,9 @@ class ContextMeanField(AmortizedGuide):
 
     def __init__(self, model: Amortizable, scale: GuideScale = "unit") -> None:
         size = model.state_size
-        super().__init__(model, lambda layer: ContextHead(layer, size, scale), lambda layer: VolatilityHead(layer, size, 0))
+        super().__init__(
+            model, lambda layer: ContextHead(layer, size, scale), lambda layer: VolatilityHead(layer, size, 0)
+        )
 
 
 class ContextHead(Head):
@@ -80,8 +82,9 @@ class FutureHead(Head):
 
     def features(self, state: Tensor, surprise: Tensor) -> Tensor:
         """Return the hidden layer, (..., B, T, hidden); every path step sees the same future."""
-        surprise = surprise.unsqueeze(-2).expand(*state.shape[:-1], -1)
-        return self.net(torch.cat([surprise, state], -1))
+        batch = torch.broadcast_shapes(surprise.shape[:-1], state.shape[:-2])  # either may have draws of what is below
+        both = surprise.unsqueeze(-2).expand(*batch, state.shape[-2], -1), state.expand(*batch, -1, -1)
+        return self.net(torch.cat(both, -1))
 
     def displaced(self, prior: TorchDistribution, hidden: Tensor) -> TorchDistribution:
         """Return the normals around ``prior``."""

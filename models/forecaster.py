@@ -10,7 +10,7 @@ from eve_pyro.distributions import rescaled
 from eve_pyro.distributions.volatile import volatile
 from eve_pyro.nets import InstanceNorm, InstanceScale
 from eve_pyro.neuron import EveLayer
-from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Information, Layer, Readout
+from eve_pyro.protocols import OBSERVED, WINDOWS, Evidence, Information, Layer, Readout, UnitRows
 
 
 class Encoder(Protocol):
@@ -36,8 +36,8 @@ class Forecaster(nn.Module):
     ``readout`` -> ``y`` (batch (B, 1), event (H,)), in the units of the context: the readout's distribution is moved
     and stretched back, its Jacobian included. With T > 1 successive context windows and an ``AR1Prior`` the units
     persist from the previous window to the current one, which alone is read: the paper's persistence; T is ``path``.
-    A ``volatility`` layer, of one unit under a ``VolatilityPrior``, divides the deviations of a normal likelihood by the
-    root of its activity: values and paths get Student's tails, and a window is calm or wild as a whole.
+    A ``volatility`` layer, of one unit under a ``VolatilityPrior``, divides the deviations of a normal likelihood by
+    the root of its activity: values and paths get Student's tails, and a window is calm or wild as a whole.
 
     Source: arXiv 2602.18250. Every part is an argument, and swapping one leaves the others alone.
     """
@@ -67,6 +67,10 @@ class Forecaster(nn.Module):
     def layers(self) -> Sequence[EveLayer]:
         """The layers from the bottom up: the volatility unit, where there is one, and the units."""
         return (self.layer,) if self.volatility is None else (self.volatility, self.layer)
+
+    def rows(self) -> UnitRows | None:
+        """Return the loadings of the top layer's units, or None for a readout without any."""
+        return self.readout.rows() if hasattr(self.readout, "rows") else None
 
     def rise(self, layer: Layer, state: Tensor, activity: Tensor) -> Tensor:
         """Return what the layer above ``layer`` reads: the state, as all layers here do."""

@@ -5,6 +5,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from eve_pyro.distributions import AR1
+from eve_pyro.protocols import Information
 
 B, N, H, POOL = 2, 3, 5, 0.7
 EXACT = {"rtol": 1e-8, "atol": 1e-8}
@@ -69,7 +70,8 @@ def read_by(loadings, noise, value):
     """What a linear reading says of the activity, as the conjugate posterior takes it, and how it is pooled."""
     by_unit = loadings.transpose(-2, -1) / noise[..., None, None]  # (B, H, N, P)
     pull = torch.einsum("bhnp,bh->bnp", by_unit, value / noise)
-    return torch.einsum("bhnp,bhmq->bnpmq", by_unit, by_unit), pull, POOL
+    precision, square = torch.einsum("bhnp,bhmq->bnpmq", by_unit, by_unit), (value / noise).square().sum(-1)
+    return Information(precision, torch.ones_like(square), pull, square), POOL
 
 
 LINEAR = [  # prior, T, P, K

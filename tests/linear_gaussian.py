@@ -103,7 +103,7 @@ def exact(truth: Truth) -> Any:
         prior = dist.Normal(torch.zeros(windows, truth.loadings.shape[1], 1, 1).double(), 1.0).to_event(2)
         loadings = truth.loadings.expand(windows, -1, -1).unsqueeze(-1)
         noise = torch.full_like(future, truth.noise)
-        return ConjugateUnits(prior, *Information.of_linear(future - context[:, 0, :1], loadings, noise), 1.0)
+        return ConjugateUnits(prior, Information.of_linear(future - context[:, 0, :1], loadings, noise), 1.0)
 
     return guide_of(truth.loadings.shape[1], posterior)
 

@@ -14,10 +14,12 @@ from eve_pyro.protocols import Information
 def test_what_a_linear_reading_says_is_its_likelihood_up_to_a_constant():
     (_, _, _), (loadings, noise, value) = linear_model("normal", 3, 2, 1)
     weights, activity = loadings.transpose(-2, -1), torch.randn(2, B, N, 2).double()
-    precision, pull = Information.of_linear(value, weights, noise)
-    found = (pull * activity).sum((-1, -2)) - 0.5 * torch.einsum("sbnp,bnpmq,sbmq->sb", activity, precision, activity)
-    read = dist.Normal(torch.einsum("bhnp,sbnp->sbh", weights, activity), noise).log_prob(value).sum(-1)
-    torch.testing.assert_close(found[1] - found[0], read[1] - read[0], **EXACT)
+    known = Information.of_linear(value, weights, noise)
+    square = known.strength * torch.einsum("sbnp,bnpmq,sbmq->sb", activity, known.precision, activity) + known.square
+    found = (known.pull * activity).sum((-1, -2)) - 0.5 * square
+    read = dist.Normal(torch.einsum("bhnp,sbnp->sbh", weights, activity), noise)
+    constant = dist.Normal(value, noise).log_prob(value).sum(-1)
+    torch.testing.assert_close(found + constant, read.log_prob(value).sum(-1), **EXACT)
 
 
 @pytest.mark.parametrize("shape", LINEAR)

@@ -110,7 +110,8 @@ def test_every_layer_of_a_stack_pays_for_itself_and_conditions_on_the_one_below(
     expected = -terms.log_likelihood.sum() + (torch.arange(4.0) * terms.units["eve1.z"].kl).sum()
     assert float(loss.detach()) == pytest.approx(float(expected + terms.units["eve2.z"].kl.sum()), rel=1e-5)
     state = torch.randn(6, 1, pair.model.state_size)
-    raised = [pair.model.rise(0, state, activity) for activity in (torch.zeros(6, 1, 4), torch.ones(6, 1, 4))]
+    lowest = pair.model.layers[0]
+    raised = [pair.model.rise(lowest, state, activity) for activity in (torch.zeros(6, 1, 4), torch.ones(6, 1, 4))]
     assert not torch.allclose(pair.model.layers[1].prior(raised[0]).mean, pair.model.layers[1].prior(raised[1]).mean)
 
 

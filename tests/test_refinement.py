@@ -107,15 +107,15 @@ def test_a_posterior_that_depends_on_draws_below_starts_from_its_moments_over_th
 
 
 def test_what_cannot_be_refined_is_refused():
-    def positive(context, future=None):
+    def bounded(context, future=None):
         with pyro.plate("windows", len(context), dim=-2):
             with pyro.plate("units", 3, dim=-1):
-                pyro.sample("z", dist.LogNormal(torch.zeros(1, 1).double(), 1.0).to_event(2))
+                pyro.sample("z", dist.Beta(torch.ones(1, 1).double(), 1.0).to_event(2))
             pyro.sample("y", dist.Normal(torch.zeros(len(context), 1, 4), 1.0).to_event(1), obs=future[:, None])
 
-    guide = guide_of(3, lambda context, _: dist.LogNormal(torch.zeros(len(context), 3, 1, 1).double(), 1.0).to_event(2))
-    with pytest.raises(ValueError, match="'z' is not real-valued"):
-        amortization_gap(positive, guide, DATA)
+    guide = guide_of(3, lambda context, _: dist.Beta(torch.ones(len(context), 3, 1, 1).double(), 1.0).to_event(2))
+    with pytest.raises(ValueError, match="'z' is neither real-valued nor positive"):
+        amortization_gap(bounded, guide, DATA)
     with pytest.raises(ValueError, match="at least, not 1, 0 and 8"):
         amortization_gap(MODEL, exact(TRUTH), DATA, steps=0, num_draws=1)
     point = guide_of(3, lambda c, y: dist.Delta(TRUTH.mean(c, y)[..., None, None]).to_event(2))

@@ -40,6 +40,7 @@ class Control(Callback):
         self.unseen = Tally()
         self._unchecked = self.moves_rows
         self._saved: dict[str, Any] = {}
+        self._free: set[str] = set()
         self._beta: Any = None
 
     @property
@@ -59,6 +60,7 @@ class Control(Callback):
             )
         if self.moves_rows and not isinstance(task.guide.unit_rows(), Mapping):  # or says why it has none
             raise ValueError(f"unit_rows() of {type(task.guide).__name__} must map each site to its UnitRows")
+        self._free = _left_alone(task.guide)
         for site, state in self._saved.items():
             self._add(site, LayerControl.restored(steering, state, task.device))
         self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)
@@ -97,6 +99,8 @@ class Control(Callback):
             return
         last = batch_idx + 1 == trainer.num_training_batches
         for site, layer in self.layers.items():
+            if site in self._free:
+                continue
             if steering.calibrate and step % CALIBRATE_EVERY == 0 and layer.energy is not None:
                 layer.calibration.act(layer.energy)
                 self.penalty.bands[site] = layer.aim
@@ -119,7 +123,8 @@ class Control(Callback):
         for site, figures in self.unseen.take().items():
             layer = self.layers[site]
             layer.compare(UnitFigures(*trainer.strategy.reduce(figures, reduce_op="mean")).energy)
-            self.penalty.bands[site] = layer.aim
+            if site not in self._free:
+                self.penalty.bands[site] = layer.aim
 
     def _move(self, layer: LayerControl, rows: UnitRows, step: int, last_of_epoch: bool) -> None:
         if layer.energy is None:
@@ -136,7 +141,8 @@ class Control(Callback):
 
     def _add(self, site: str, layer: LayerControl) -> LayerControl:
         self.layers[site] = layer
-        self.penalty.bands[site] = layer.aim
+        if site not in self._free:
+            self.penalty.bands[site] = layer.aim
         return layer
 
     def _layer(self, site: str, units: UnitTerms, task: Any, batch: Any) -> LayerControl:
@@ -167,6 +173,15 @@ class Control(Callback):
         self._saved = state_dict["layers"]
         if self.persistence is not None:
             self.persistence.share.weight = state_dict["ar_weight"]
+
+
+def _left_alone(guide: Any) -> set[str]:
+    """Return the sites that a guide gives no rows for: neither bands nor thermostat act on them."""
+    try:
+        rows = guide.unit_rows() if isinstance(guide, Steerable) else {}
+    except ValueError:  # it has none at all
+        return set()
+    return {site for site, found in rows.items() if isinstance(found, UnitRows) and found.loc == ()}
 
 
 def check_rows(rows: Mapping[str, UnitRows], counts: Mapping[str, int], owned: Iterable[Tensor], guide: str) -> None:

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import torch
-from scipy import stats
 from torch import Tensor
 
 from eve_pyro import metrics
 from eve_pyro.diagnostics.draws import batches_of, check_futures, window_labels
-from eve_pyro.infer.predictive import Predictive, predict
+from eve_pyro.infer.predictive import Predictive, cdf, predict
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.protocols import Guide, Model, Rows
 
@@ -84,11 +83,8 @@ def calibration_table(
 def _pit(prediction: Predictive, truth: Tensor) -> Tensor:
     """Return F(y) in double precision, (B, H)."""
     components: Any = prediction.components
-    if isinstance(components, dist.Normal):
-        return components.cdf(truth).double().mean(0)
-    if isinstance(components, dist.StudentT):  # torch has no distribution function of it
-        standard = ((truth - components.loc) / components.scale).cpu().numpy()
-        return torch.from_numpy(stats.t.cdf(standard, components.df.cpu().numpy())).double().mean(0)
+    if isinstance(components, dist.Normal | dist.StudentT):
+        return cdf(components, truth).double().mean(0)
     paths = prediction.paths
     below, ties = (paths < truth).sum(0), (paths == truth).sum(0)
     place = torch.rand(truth.shape, dtype=torch.float64, device=truth.device)

@@ -22,6 +22,13 @@ class Activity(NamedTuple):
     covariance: Tensor
 
 
+class Tails(NamedTuple):
+    """A volatility unit integrated out: deviations become Student's t of ``df``, times ``stretch``, each (B, 1)."""
+
+    df: Tensor
+    stretch: Tensor
+
+
 class Linear(NamedTuple):
     """y = loc + sum_n W_n a_n + noise: ``loc`` and ``noise`` (B, H), ``loadings`` W (B, H, N, P)."""
 
@@ -31,15 +38,22 @@ class Linear(NamedTuple):
 
 
 def unit_costs(
-    fn: FactorNormal, old: TorchDistribution, new: TorchDistribution, chosen: list[int], future: Tensor, num_draws: int
+    fn: FactorNormal,
+    old: TorchDistribution,
+    new: TorchDistribution,
+    chosen: list[int],
+    future: Tensor,
+    num_draws: int,
+    tails: Tails | None = None,
 ) -> Tensor | None:
     """Return what CRPS, energy score and joint log score lose where one of the ``chosen`` U units at a time leaves its
     distribution ``old`` for ``new``: (U, 3, B), in the scale of ``future`` (B, H), the last in nats a value.
 
-    None where either is no Gaussian path. Energy scores come from ``num_draws`` draws, the same before and after.
+    None where either is no Gaussian path, or has another mean than 0 under ``tails``. Energy scores come from
+    ``num_draws`` draws, the same before and after.
     """
     before, after = _activity(fn, old), _activity(fn, new)
-    if before is None or after is None:
+    if before is None or after is None or (tails and any(each.mean.count_nonzero() for each in (before, after))):
         return None
     linear = _linear(fn)
     flat = linear.loadings.flatten(-2)  # (B, H, N P)
@@ -51,9 +65,9 @@ def unit_costs(
     loadings = linear.loadings[:, :, chosen]
     shift, change = (after.mean - before.mean)[:, chosen], (after.covariance - before.covariance)[:, chosen]
     costs = (
-        _crps_costs(mean, covariance, loadings, shift, change, future),
-        _energy_costs(linear, before, after, chosen, future, num_draws),
-        _log_score_costs(future - mean, covariance, loadings, shift, change),
+        _crps_costs(mean, covariance, loadings, shift, change, future, tails),
+        _energy_costs(linear, before, after, chosen, future, num_draws, tails),
+        _log_score_costs(future - mean, covariance, loadings, shift, change, tails),
     )
     return torch.stack(costs, 2).permute(1, 2, 0)  # (B, U) each -> (U, 3, B)
 
@@ -77,22 +91,39 @@ def _linear(fn: FactorNormal) -> Linear:
 
 
 def _crps_costs(
-    mean: Tensor, covariance: Tensor, loadings: Tensor, shift: Tensor, change: Tensor, future: Tensor
+    mean: Tensor,
+    covariance: Tensor,
+    loadings: Tensor,
+    shift: Tensor,
+    change: Tensor,
+    future: Tensor,
+    tails: Tails | None,
 ) -> Tensor:
     """Return (B, U): every marginal moves by W s and its variance changes by diag(W D W')."""
     variance = covariance.diagonal(dim1=-2, dim2=-1)
     moved = (loadings * shift.unsqueeze(1)).sum(-1).mT  # (B, U, H)
     added = ((loadings.unsqueeze(-2) @ change.unsqueeze(1)).squeeze(-2) * loadings).sum(-1).mT
-    before = metrics.crps_normal(mean, variance.sqrt(), future).unsqueeze(1)
-    after = metrics.crps_normal(mean.unsqueeze(1) + moved, (variance.unsqueeze(1) + added).sqrt(), future.unsqueeze(1))
+    before = _crps(mean.unsqueeze(1), variance.sqrt().unsqueeze(1), future.unsqueeze(1), tails)
+    after = _crps(mean.unsqueeze(1) + moved, (variance.unsqueeze(1) + added).sqrt(), future.unsqueeze(1), tails)
     return (after - before).mean(-1)
 
 
-def _log_score_costs(residual: Tensor, covariance: Tensor, loadings: Tensor, shift: Tensor, change: Tensor) -> Tensor:
+def _crps(loc: Tensor, scale: Tensor, truth: Tensor, tails: Tails | None) -> Tensor:
+    """Return the CRPS of values, each (B, U, H)."""
+    if tails is None:
+        return metrics.crps_normal(loc, scale, truth)
+    df, stretch = (each.unsqueeze(-1) for each in tails)
+    return metrics.crps_student_t(df, loc, stretch * scale, truth)
+
+
+def _log_score_costs(
+    residual: Tensor, covariance: Tensor, loadings: Tensor, shift: Tensor, change: Tensor, tails: Tails | None
+) -> Tensor:
     """Return (B, U), in nats a value, for y ~ Normal(f + W s, C + W D W') instead of Normal(f, C).
 
-    With G = W' C^-1 W and v = W' C^-1 (r - W s), the log determinant grows by log det(I + D G) and the square is
-    |r - W s|^2 - v' (I + D G)^-1 D v in the metric of C^-1 (determinant lemma, Woodbury's identity).
+    With G = W' C^-1 W and v = W' C^-1 (r - W s), the log determinant grows by log det(I + D G) and the square Q is
+    |r - W s|^2 - v' (I + D G)^-1 D v in the metric of C^-1 (determinant lemma, Woodbury's identity). Under ``tails``
+    Q costs (df + H) log(1 + Q / (df stretch^2)).
     """
     root = cholesky(covariance)
     whitened = solve_triangular(root, loadings.flatten(-2), upper=False)
@@ -105,13 +136,22 @@ def _log_score_costs(residual: Tensor, covariance: Tensor, loadings: Tensor, shi
     inner = torch.eye(gram.shape[-1]).to(gram) + change @ gram
     gained = (left * torch.linalg.solve(inner, change @ left)).sum((-2, -1))
     square = (shift * (carried - 2 * pull)).sum(-1) - gained
+    if tails is not None:
+        size, spread = residual.shape[-1], tails.df * tails.stretch.square()
+        square = (tails.df + size) * (square / (spread + target.square().sum((-2, -1)).unsqueeze(-1))).log1p()
     return 0.5 * (torch.logdet(inner) + square) / residual.shape[-1]
 
 
 def _energy_costs(
-    linear: Linear, before: Activity, after: Activity, chosen: list[int], future: Tensor, num_draws: int
+    linear: Linear,
+    before: Activity,
+    after: Activity,
+    chosen: list[int],
+    future: Tensor,
+    num_draws: int,
+    tails: Tails | None,
 ) -> Tensor:
-    """Return (B, U), from paths whose draws of the units and of the noise are the same before and after.
+    """Return (B, U), from paths whose draws of units, noise and volatility are the same before and after.
 
     A path p moves by W u. With r = W' p + W' W u / 2 the square of its distance to another path grows by
     2 (r_s - r_t) (u_s - u_t), and of that to the truth by 2 (r - W' y) u, so that no moved path is ever made.
@@ -119,6 +159,10 @@ def _energy_costs(
     shocks = torch.randn(num_draws, *before.mean.shape, 1).to(before.mean)
     activity, moved = (each.mean + (cholesky(each.covariance) @ shocks)[..., 0] for each in (before, after))
     noise = linear.noise * torch.randn(num_draws, *linear.noise.shape).to(linear.noise)
+    if tails is not None:
+        half = 0.5 * tails.df
+        wild = tails.stretch * torch.distributions.Gamma(half, half).sample((num_draws,)).rsqrt()  # (S, B, 1)
+        activity, moved, noise = activity * wild[..., None], moved * wild[..., None], noise * wild
     paths = linear.loc + torch.einsum("bhnp,sbnp->sbh", linear.loadings, activity) + noise
     first, second = torch.triu_indices(num_draws, num_draws, 1)
     spread = (paths[first] - paths[second]).square().sum(-1, keepdim=True)  # (S (S - 1) / 2, B, 1)

@@ -19,6 +19,7 @@ from pyro.poutine.plate_messenger import PlateMessenger
 from pyro.poutine.runtime import get_plates
 from pyro.poutine.trace_struct import Trace
 from torch import Size, Tensor, nn
+from torch.distributions import constraints
 
 from eve_pyro.distributions import AR1
 from eve_pyro.distributions.flow import FlowUnits
@@ -41,7 +42,7 @@ class Intervened(nn.Module):
     plain functions do not show through it.
 
     Raises ValueError for another ``to``; and, when called, for sites and units the model has not, naming those it has,
-    and for a prior without the mean and deviation to set units by.
+    for a prior without the mean and deviation to set units by, and for units that ``to`` takes out of their support.
     """
 
     model: Model
@@ -122,7 +123,12 @@ def edited(fn: TorchDistribution, prior: TorchDistribution, units: Sequence[int]
     chosen = torch.zeros(fn.batch_shape[-1], dtype=torch.bool)
     chosen[list(units)] = True
     mine, shape = _Gaussian.of(fn), (-1, *[1] * fn.event_dim)
+    alone = len(chosen) == 1 and mine is None  # a volatility unit: what it is drawn from must be told to closed forms
+    if alone and not chosen.any():
+        return fn
     if to == "prior":
+        if alone:
+            return prior
         other, instead = _Gaussian.of(prior), prior
     else:
         target, deviation = _set_to(prior, to)
@@ -131,6 +137,8 @@ def edited(fn: TorchDistribution, prior: TorchDistribution, units: Sequence[int]
             return dist.Delta(
                 torch.where(chosen.reshape(shape).to(target.device), target, fn.v), event_dim=fn.event_dim
             )
+        if alone:
+            return HeldPoint(target.expand(fn.shape()), fn)
         other = mine and _Gaussian(target, HELD * deviation, mine.phi, torch.ones(shape[1:], dtype=torch.bool))
     if mine is None or other is None:
         return EditedUnits(fn, instead, chosen)
@@ -173,7 +181,37 @@ def _set_to(prior: TorchDistribution, to: float) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"a prior of {type(prior).__name__} has no mean and deviation to set units by: draw them with to='prior'"
         )
-    return mean + to * deviation, deviation
+    target = mean + to * deviation
+    support: Any = prior.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if hasattr(support, "lower_bound") and (target <= support.lower_bound).any():
+        raise ValueError(
+            f"a unit set to {to:g} deviations of its {_family(prior)} prior would lie at {float(target.min()):.3g}: "
+            f"its values lie above {float(support.lower_bound):g}"
+        )
+    return target, deviation
+
+
+def _family(fn: TorchDistribution) -> str:
+    return type(fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn).__name__
+
+
+class HeldPoint(dist.Delta):
+    """Units that are all held, which draw from ``base`` all the same, so that what follows has its random numbers."""
+
+    def __init__(self, value: Tensor, base: TorchDistribution) -> None:
+        self.base = base
+        super().__init__(value, event_dim=base.event_dim, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "HeldPoint":
+        """Return the points expanded."""
+        return HeldPoint(self.v.expand(*batch_shape, *self.event_shape), self.base.expand(batch_shape))
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return the points."""
+        self.base.sample(sample_shape)
+        return super().rsample(sample_shape)
 
 
 class HeldNormal(dist.Normal):

@@ -10,12 +10,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from eve_pyro import metrics
-from eve_pyro.diagnostics.factor_costs import unit_costs
+from eve_pyro.diagnostics.factor_costs import Tails, unit_costs
 from eve_pyro.diagnostics.intervened import Intervened, Target, Units, check_units, edited, unit_counts
 from eve_pyro.distributions.factor import FactorNormal
+from eve_pyro.distributions.volatile import VolatileFactor
 from eve_pyro.infer.predictive import forecast_latents, forecast_trace, joint, moments, observation, predict
 from eve_pyro.infer.programs import device_of, evaluating
-from eve_pyro.infer.scores import joint_score
+from eve_pyro.infer.scores import crps_of, joint_score
 from eve_pyro.infer.units import unit_table
 from eve_pyro.protocols import Guide, Model, Rows
 
@@ -40,7 +41,8 @@ def knock_out(
     ``units`` by site, all by default; ``to`` as for ``Intervened``: 0 knocks out, 1.5 clamps, "prior" swaps.
 
     Under a factor readout CRPS and joint log score are exact: Normal(f, C) becomes Normal(f + W s, C + W D W') for unit
-    n's loadings W, the shift s and the change D of its covariance, which needs no factorisation a unit. Energy scores,
+    n's loadings W, the shift s and the change D of its covariance, which needs no factorisation a unit. With a
+    volatility unit they are Student's t for s = 0, and normal once that unit itself is knocked out. Energy scores,
     and all scores of models without a closed form, come from ``num_draws`` draws whose random numbers are the same with
     and without the intervention, and joint log scores then from importance sampling, see ``evaluate``; that takes one
     forecast a unit and batch. NaN where a guide that forecasts from its posterior has dependent units.
@@ -179,11 +181,7 @@ def _scores(model: Model, guide: Guide, context: Tensor, future: Tensor, num_dra
     """Return CRPS, energy score and joint log score by window, (3, B)."""
     torch.manual_seed(seed)
     prediction = predict(model, guide, context, num_draws)
-    components = prediction.components
-    if isinstance(components, torch.distributions.Normal):
-        crps = metrics.crps_normal_mixture(components.loc, components.scale, future)
-    else:
-        crps = metrics.crps(prediction.paths, future)
+    crps = crps_of(prediction, future)
     whole = joint_score(model, guide, context, future, prediction, num_draws)["joint_log_score"]
     return torch.stack([crps.mean(-1), metrics.energy_score(prediction.paths, future), whole])
 
@@ -198,10 +196,15 @@ def _exact_costs(
     num_draws: int,
 ) -> Tensor | None:
     """Return what each unit of a factor readout costs by window, (U, 3, B); None where there is no closed form."""
-    fn, latents = observation(model_trace), forecast_latents(model_trace, guide_trace)
-    if not isinstance(fn, FactorNormal) or fn.site != site or joint(fn, latents) is None:
+    fn, latents, tails = observation(model_trace), forecast_latents(model_trace, guide_trace), None
+    if joint(fn, latents) is None:
+        return None
+    if isinstance(fn, VolatileFactor):
+        fn, wild = fn.given(latents[fn.site])
+        tails = None if wild is None else Tails(*(each[..., 0].double() for each in wild))
+    if not isinstance(fn, FactorNormal) or fn.site != site:
         return None
     prior: Any = model_trace.nodes[site]["fn"]
     old: Any = latents[site]
     new = prior if to == "prior" else edited(old, prior, range(old.batch_shape[-1]), to)
-    return unit_costs(fn, old, new, list(chosen), future, num_draws)
+    return unit_costs(fn, old, new, list(chosen), future, num_draws, tails)

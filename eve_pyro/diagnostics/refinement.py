@@ -39,10 +39,11 @@ def amortization_gap(
 ) -> Refinement:
     """Refine every window's posterior by itself and say how much better it gets (Cremer et al. 2018).
 
-    From the moments of the guide's answer, each latent gets a normal q' of its own, a location and a scale for each
-    window, and ``steps`` of Adam maximise E_q' [log p(y | z) + log p(z) - log q'(z)] over them with the model frozen;
-    steps are in posterior deviations and shrink to zero, gradients are reparameterised without the score term (Roeder
-    et al. 2017). A location further than about ``steps * learning_rate / 2`` deviations away is not reached.
+    From the moments of the guide's answer, each latent gets a normal q' of its own (a log-normal where it is positive),
+    a location and a scale for each window, and ``steps`` of Adam maximise E_q' [log p(y | z) + log p(z) - log q'(z)]
+    over them with the model frozen; steps are in posterior deviations and shrink to zero, gradients are
+    reparameterised without the score term (Roeder et al. 2017). A location further than about
+    ``steps * learning_rate / 2`` deviations away is not reached.
 
     ``windows`` has the labels of ``importance_table`` and, in nats: ``elbo`` of the guide and ``refined`` of q', both
     at beta 1 and from ``num_draws`` draws; ``gap`` = refined - elbo, the amortization gap, with its Monte-Carlo error
@@ -57,8 +58,8 @@ def amortization_gap(
     independent too. A guide whose units or path steps are correlated is measured against the best independent one, so
     its gap may be negative; a posterior that depends on draws below it starts from its moments over those draws.
 
-    Raises ValueError for a latent that is not real-valued, fewer than 2 draws, no step or particle, and as
-    ``importance_table`` and ``measure_units`` do.
+    Raises ValueError for a latent that is neither real-valued nor positive, fewer than 2 draws, no step or particle,
+    and as ``importance_table`` and ``measure_units`` do.
     """
     if num_draws < 2 or steps < 1 or num_particles < 1:
         raise ValueError(
@@ -87,12 +88,16 @@ def amortization_gap(
 class FreeNormals:
     """A guide for one batch of windows: an independent normal for every latent, with parameters of its own.
 
-    It starts at the ``moments`` of a guide; ``parameters`` are displacements from there, (B, N, *event) each, in
-    deviations for locations and as logarithms for scales.
+    Positive latents have log-normals: their logarithms are normal. It starts at the ``moments`` of a guide;
+    ``parameters`` are displacements from there, (B, N, *event) each, in deviations for locations and as logarithms for
+    scales.
     """
 
     def __init__(self, start: Draws) -> None:
-        self.moments = {name: _moments(start.source, name) for name in latent_sites(start.model_trace)}
+        sites = latent_sites(start.model_trace)
+        self.positive = {name for name, site in sites.items() if not _is_real(site["fn"].support)}
+        self.moments = {name: _moments(start.source, name) for name in sites}
+        self.moments |= {name: _log_moments(*self.moments[name]) for name in self.positive}
         self.frames = {name: _frames(site) for name, site in latent_sites(start.model_trace).items()}
         self.shifts = {name: torch.zeros_like(loc, requires_grad=True) for name, (loc, _) in self.moments.items()}
         self.stretches = {name: torch.zeros_like(loc, requires_grad=True) for name, (loc, _) in self.moments.items()}
@@ -106,7 +111,8 @@ class FreeNormals:
         """Return q' of a site, batch (B, N)."""
         loc, scale = self.moments[name]
         loc, scale = loc + scale * self.shifts[name], scale * self.stretches[name].exp()
-        return dist.Normal(loc, scale, validate_args=False).to_event(loc.ndim - 2)
+        family = dist.LogNormal if name in self.positive else dist.Normal
+        return family(loc, scale, validate_args=False).to_event(loc.ndim - 2)
 
     def fixed(self) -> dict[str, Any]:
         """Return q' of every site, cut off from its parameters."""
@@ -130,8 +136,10 @@ def _refined(
 ) -> FreeNormals:
     """Return the best independent normals that Adam finds from ``start``."""
     for name, site in latent_sites(start.model_trace).items():
-        if not _is_real(site["fn"].support):
-            raise ValueError(f"site {name!r} is not real-valued ({site['fn'].support}): normals cannot refine it")
+        if not (_is_real(site["fn"].support) or _is_positive(site["fn"].support)):
+            raise ValueError(
+                f"site {name!r} is neither real-valued nor positive ({site['fn'].support}): normals cannot refine it"
+            )
     free = FreeNormals(start)
     optimizer = torch.optim.Adam(free.parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -166,10 +174,24 @@ def _frames(site: Any) -> list[tuple[str, int, int]]:
     return [(f.name, f.size, f.dim) for f in site["cond_indep_stack"] if f.vectorized and f.dim >= -2]
 
 
+def _log_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Return location and scale of the log-normal with a ``mean`` and a ``deviation``."""
+    variance = (deviation / mean).square().log1p()
+    return mean.log() - 0.5 * variance, variance.sqrt()
+
+
 def _is_real(support: Any) -> bool:
+    return _of_values(support) is constraints.real
+
+
+def _is_positive(support: Any) -> bool:
+    return _of_values(support) in (constraints.positive, constraints.nonnegative)
+
+
+def _of_values(support: Any) -> Any:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return support
 
 
 def _window_figures(before: Tensor, after: Tensor) -> Tensor:

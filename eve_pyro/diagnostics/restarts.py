@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 
 from eve_pyro.diagnostics.draws import batches_of, check_futures, posterior_draws
 from eve_pyro.infer.predictive import predict
@@ -130,6 +129,8 @@ def _check_alike(first_name: str, first: _Restart, name: str, other: _Restart) -
 
 def _match(first: np.ndarray, other: np.ndarray) -> pd.DataFrame:
     """Match the units of two restarts, draws (S, B, N, T) each, by what they are known by."""
+    from scipy.optimize import linear_sum_assignment  # adds filters to everybody's warnings: not on import
+
     known = [np.moveaxis(draws.mean(0), 1, 0).reshape(draws.shape[2], -1) for draws in (first, other)]  # (N, B T)
     away = [each - each.mean(1, keepdims=True) for each in known]
     norms = [np.linalg.norm(each, axis=1, keepdims=True) for each in away]

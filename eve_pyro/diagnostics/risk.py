@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pyro import poutine
-from scipy.stats import rankdata
 from torch import Tensor
 
 from eve_pyro.data.rows import Selectable
@@ -62,7 +61,7 @@ def window_signals(
 def path_spread(prediction: Predictive) -> Tensor:
     """Return the deviation of the horizon's mean, (B,): exact where the joint distribution is, else from the paths."""
     whole: Any = prediction.joint
-    if isinstance(whole, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
+    if hasattr(whole, "covariance_matrix"):
         variance = whole.covariance_matrix.sum((-1, -2))
     elif isinstance(whole, torch.distributions.Independent):
         variance = whole.variance.sum(-1)
@@ -147,6 +146,8 @@ def auroc(shifted: ArrayLike | Tensor, others: ArrayLike | Tensor) -> float:
 
     Raises ValueError unless both are finite numbers, at least one each.
     """
+    from scipy.stats import rankdata  # adds filters to everybody's warnings: not on import
+
     above, below = _numbers("the signal of shifted windows", shifted), _numbers("the signal of the others", others)
     ranks = rankdata(np.concatenate([above, below]))[: len(above)]
     return float((ranks.sum() - len(above) * (len(above) + 1) / 2) / (len(above) * len(below)))

@@ -13,7 +13,7 @@ from eve_pyro.protocols import Information
 
 
 class ConjugateUnits(JointUnits):
-    """p(z | y) where log p(y | a) = pull . a - strength a . precision . a / 2, a the activity of independent Gaussian units.
+    """p(z | y) where log p(y | a) = pull . a - strength a . precision . a / 2, a of independent Gaussian units.
 
     The likelihood sees z through the last P steps of the activity a_n = ``pool_weight`` * sum_k z_nk alone, so that
     p(z | y) = p(z | a) p(a | y): z = z' + G_n (u_n - u'_n) for a draw z' of the prior, with u the activity whitened by

@@ -73,45 +73,44 @@ class Dense:
 
 
 class Spectral:
-    """Lambda_b = I + ``strength``_b A of one ``shared`` A (M, M): its spectrum serves every window.
+    """Lambda_b = I + ``strength``_b A of one ``shared`` A (M, M), symmetric: its spectrum serves every window.
 
-    The decomposition is made in double precision; every result is a function of the spectrum alone, so that its
-    gradient does not see which eigenvectors stand for equal eigenvalues.
+    Every result is a function of A, so that gradients are written in A and not in its eigenvectors, which equal
+    eigenvalues leave undetermined. The decomposition is made in double precision.
     """
 
     def __init__(self, shared: Tensor, strength: Tensor) -> None:
-        values, vectors = _Spectrum.apply(shared.double())
-        self.vectors = vectors.to(shared.dtype)
-        self.values = 1 + strength.unsqueeze(-1) * values.clamp(min=0).to(shared.dtype)  # (B, M)
-        self.log_det = self.values.log().sum(-1)
+        self.shared, self.strength = shared, strength
+        values, self.exact = torch.linalg.eigh(shared.detach().double())
+        self.spectrum, self.vectors = values.clamp(min=0), self.exact.to(shared.dtype)  # (M), (M, M)
+        self.values = (1 + strength.detach().double().unsqueeze(-1) * self.spectrum).to(shared.dtype)  # (B, M)
+        self.log_det: Tensor = _LogDet.apply(shared, strength, self.spectrum, self.exact)
 
     def solve(self, vectors: Tensor) -> Tensor:
         """Return Lambda^-1 x."""
-        return self._through(vectors, 1 / self.values)
+        return self._power(vectors, 1.0)
 
     def times(self, vectors: Tensor) -> Tensor:
         """Return Lambda x."""
-        return self._through(vectors, self.values)
+        return vectors + self.strength.unsqueeze(-1) * (vectors @ self.shared)
 
     def draw(self, shocks: Tensor) -> Tensor:
-        """Return draws of Normal(0, Lambda^-1), by its symmetric root."""
-        return self._through(shocks, self.values.rsqrt())
+        """Return draws of Normal(0, Lambda^-1), by its symmetric root; gradients as those of ``Dense``."""
+        return self._power(shocks, 0.5)
 
     def blocks(self, size: int) -> Tensor:
         """Return the blocks on the diagonal of Lambda."""
-        return self._blocks(self.values, size)
+        eye = torch.eye(size, dtype=self.shared.dtype, device=self.shared.device)
+        return eye + self.strength[..., None, None, None] * _diagonal_blocks(self.shared, size)
 
     def inverse_blocks(self, size: int) -> Tensor:
         """Return those of Lambda^-1."""
-        return self._blocks(1 / self.values, size)
+        blocks: Tensor = _InverseBlocks.apply(self.shared, self.strength, self.spectrum, self.exact, size)
+        return blocks
 
-    def _through(self, vectors: Tensor, values: Tensor) -> Tensor:
-        return (vectors @ self.vectors * values) @ self.vectors.mT
-
-    def _blocks(self, values: Tensor, size: int) -> Tensor:
-        own = self.vectors.unflatten(0, (-1, size))  # (M / size, size, M)
-        outer = own.unsqueeze(-2) * own.unsqueeze(-3)  # (M / size, size, size, M)
-        return (values @ outer.flatten(0, -2).mT).unflatten(-1, outer.shape[:-1])
+    def _power(self, vectors: Tensor, power: float) -> Tensor:
+        out: Tensor = _Power.apply(vectors, self.shared, self.strength, self.vectors, self.values, power)
+        return out
 
 
 def _diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
@@ -141,25 +140,89 @@ class _Inverse(torch.autograd.Function):
         return gradient
 
 
-class _Spectrum(torch.autograd.Function):
-    """Eigenvalues and eigenvectors of a symmetric matrix, for functions of the spectrum alone.
+class _Power(torch.autograd.Function):
+    """Lambda^-power x for a power of 1, or 1/2, through whose draws gradients follow dx = dS Lambda x / 2.
 
-    Their gradient between two eigenvectors of the same eigenvalue cancels; torch's own divides it by the distance of the
-    eigenvalues all the same, so that zero by zero becomes NaN where there are more units than steps to read them.
+    In both cases dy = -power Lambda^-1 d(s A) y.
     """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(matrix)
-        ctx.save_for_backward(values, vectors)
-        return values, vectors
+    def forward(
+        ctx: Any, vectors: Tensor, shared: Tensor, strength: Tensor, basis: Tensor, values: Tensor, power: float
+    ) -> Tensor:
+        out: Tensor = (vectors @ basis * values.pow(-power)) @ basis.mT
+        ctx.save_for_backward(out, shared, strength, basis, values)
+        ctx.power = power
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, values_grad: Tensor, vectors_grad: Tensor) -> Tensor:
-        values, vectors = ctx.saved_tensors
-        distance = values - values.unsqueeze(-1)
-        near = distance.abs() <= 1e-10 * values.abs().max()
-        turned = (vectors.mT @ vectors_grad) / distance.masked_fill(near, torch.inf)
-        gradient: Tensor = vectors @ (turned + values_grad.diag_embed()) @ vectors.mT
-        return 0.5 * (gradient + gradient.mT)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, shared, strength, basis, values = ctx.saved_tensors
+        along = grad @ basis
+        to_vectors = (along * values.pow(-ctx.power)) @ basis.mT
+        if not any(ctx.needs_input_grad[1:3]):
+            return to_vectors, None, None, None, None, None
+        pulled = (-ctx.power * along / values) @ basis.mT
+        to_strength = (pulled * (out @ shared)).sum(-1).sum_to_size(strength.shape)
+        to_shared = (strength.unsqueeze(-1) * pulled).flatten(0, -2).mT @ out.flatten(0, -2)
+        return to_vectors, 0.5 * (to_shared + to_shared.mT), to_strength, None, None, None
+
+
+class _LogDet(torch.autograd.Function):
+    """Log determinants (B,) of I + s A, from the spectrum of A."""
+
+    @staticmethod
+    def forward(ctx: Any, shared: Tensor, strength: Tensor, spectrum: Tensor, basis: Tensor) -> Tensor:
+        ctx.save_for_backward(strength, spectrum, basis)
+        return (strength.double().unsqueeze(-1) * spectrum).log1p().sum(-1).to(shared.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        strength, spectrum, basis = ctx.saved_tensors
+        pulled = grad.double().unsqueeze(-1) / (1 + strength.double().unsqueeze(-1) * spectrum)
+        to_strength = (pulled * spectrum).sum(-1).to(grad.dtype)
+        weights = (strength.double().unsqueeze(-1) * pulled).flatten(0, -2).sum(0)
+        return (basis * weights @ basis.mT).to(grad.dtype), to_strength, None, None
+
+
+class _InverseBlocks(torch.autograd.Function):
+    """The blocks on the diagonal of (I + s A)^-1, all windows at once.
+
+    The gradient in the basis of A has divided differences of f = 1 / (1 + s lambda), summed over windows first; between
+    eigenvalues too close to divide by their distance the derivative takes their place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shared: Tensor, strength: Tensor, spectrum: Tensor, basis: Tensor, size: int) -> Tensor:
+        inverse = 1 / (1 + strength.double().unsqueeze(-1) * spectrum)  # f, (B, M)
+        own = basis.unflatten(0, (-1, size))  # (N, P, M)
+        outer = (own.unsqueeze(-2) * own.unsqueeze(-3)).flatten(0, -2)  # (N P P, M)
+        ctx.save_for_backward(strength, spectrum, basis, inverse, outer)
+        ctx.shape = (len(own), size, size)
+        return (inverse @ outer.mT).unflatten(-1, ctx.shape).to(shared.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        strength, spectrum, basis, inverse, outer = ctx.saved_tensors
+        grad = 0.5 * (grad + grad.mT)
+        flat = grad.double().flatten(-3)  # (B, N P P)
+        slope = -strength.double().unsqueeze(-1) * inverse.square()  # f'
+        to_strength = -((flat @ outer) * spectrum * inverse.square()).sum(-1)
+
+        def turned(values: Tensor) -> Tensor:
+            """Return V' (sum_b G_b v_bj) V, (M, M), of block diagonal G and ``values`` v (B, M)."""
+            summed = (flat.flatten(0, -2).mT @ values.flatten(0, -2)).unflatten(0, ctx.shape)  # (N, P, P, M)
+            read = (summed * basis.unflatten(0, ctx.shape[:2]).unsqueeze(-3)).sum(-2)  # (N, P, M)
+            return basis.mT @ read.flatten(0, 1)
+
+        distance = spectrum - spectrum.unsqueeze(-1)
+        strongest = strength.double().abs().max()
+        near = strongest * distance.abs() <= 1e-5 * (1 + strongest * torch.minimum(spectrum, spectrum.unsqueeze(-1)))
+        divided, derived = turned(inverse), turned(slope)
+        divided = (divided - divided.mT) / distance.masked_fill(near, 1.0)
+        middle = torch.where(near, 0.5 * (derived + derived.mT), divided)
+        to_shared = basis @ middle @ basis.mT
+        return to_shared.to(grad.dtype), to_strength.to(grad.dtype), None, None, None

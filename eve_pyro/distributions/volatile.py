@@ -59,52 +59,65 @@ class VolatileFactor(TorchDistribution):
         """Variance given the activities, (..., B, 1, H)."""
         return self.conditional.variance
 
+    def given(self, volatility: TorchDistribution | None) -> tuple[FactorNormal | None, tuple[Tensor, Tensor] | None]:
+        """Return the factor normal under a point ``volatility``, or the one at 1 with df and stretch of a Gamma, each
+        (..., B, 1, 1); of any other family None.
+        """
+        v = volatility.base_dist if isinstance(volatility, torch.distributions.Independent) else volatility
+        if isinstance(v, dist.Delta):
+            return self.factor.stretched(v.v[..., 0].rsqrt()), None
+        if not isinstance(v, dist.Gamma):
+            return None, None
+        concentration, rate = v.concentration[..., 0], v.rate[..., 0]  # (..., B, 1, 1, 1) for the unit's event (1, 1)
+        return self.factor, (2 * concentration, (rate / concentration).sqrt())
+
     def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return p(y_h) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
-        units = {site: fn for site, fn in latents.items() if site != self.site}
-        volatility = _unwrapped(latents.get(self.site))
-        if isinstance(volatility, dist.Delta):
-            return self.factor.stretched(volatility.v[..., 0].rsqrt()).marginal(units)
-        normal = self.factor.marginal(units)
-        if not isinstance(volatility, dist.Gamma) or normal is None or not torch.equal(normal.mean, self.factor.loc):
-            return None
-        df, stretch = _student(volatility)
-        scale = normal.stddev * stretch
-        return dist.StudentT(df, normal.mean, scale, validate_args=False).to_event(1)
+        factor, wild = self.given(latents.get(self.site))
+        normal = None if factor is None else factor.marginal(self._units(latents))
+        if normal is None or wild is None:
+            return normal
+        (df, stretch), scale = wild, normal.stddev
+        t = dist.StudentT(df, normal.mean, stretch * scale, validate_args=False).to_event(1)
+        return None if self._moved(normal) else t
 
     def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return p(y) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
-        units = {site: fn for site, fn in latents.items() if site != self.site}
-        volatility = _unwrapped(latents.get(self.site))
-        if isinstance(volatility, dist.Delta):
-            return self.factor.stretched(volatility.v[..., 0].rsqrt()).joint(units)
-        normal = self.factor.joint(units)
-        if not isinstance(volatility, dist.Gamma) or normal is None or not torch.equal(normal.mean, self.factor.loc):
-            return None
-        df, stretch = _student(volatility)
-        return MultivariateT(df[..., 0], stretch[..., 0], normal)
+        factor, wild = self.given(latents.get(self.site))
+        normal = None if factor is None else factor.joint(self._units(latents))
+        if normal is None or wild is None:
+            return normal
+        df, stretch = wild
+        return None if self._moved(normal) else MultivariateT(df[..., 0], stretch[..., 0], normal)
+
+    def _units(self, latents: Mapping[str, TorchDistribution | None]) -> dict[str, TorchDistribution | None]:
+        return {site: fn for site, fn in latents.items() if site != self.site}
+
+    def _moved(self, normal: TorchDistribution) -> bool:
+        """Whether the units' activity has another mean than 0, which a volatility would scale too."""
+        return bool((normal.mean != self.factor.loc).any())
 
 
 class MultivariateT(TorchDistribution):
     """y = loc + stretch * sqrt(df / chi2(df)) * (x - loc), x ~ a multivariate ``normal``: a t with its shape.
 
-    ``df`` and ``stretch`` broadcast to the normal's batch. The normal's own algebra, low rank or dense, is all there is.
+    ``df`` and ``stretch`` broadcast to the normal's batch. All algebra is the normal's own, low rank or dense.
     """
 
     arg_constraints: ClassVar = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, df: Tensor, stretch: Tensor, normal: TorchDistribution) -> None:
+    def __init__(self, df: Tensor, stretch: Tensor, normal: Any) -> None:
         self.df, self.stretch, self.normal = df, stretch, normal
         super().__init__(normal.batch_shape, normal.event_shape, validate_args=False)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw paths, (*sample_shape, ..., H)."""
-        shape = self.normal.batch_shape
-        gamma = dist.Gamma(0.5 * self.df.expand(shape), 0.5 * self.df.expand(shape), validate_args=False)
-        wild = self.stretch * gamma.rsample(sample_shape).rsqrt()
-        return self.normal.mean + wild.unsqueeze(-1) * (self.normal.rsample(sample_shape) - self.normal.mean)
+        away = self.normal.rsample(sample_shape) - self.normal.mean  # drawn first, as the normal alone would draw them
+        half = 0.5 * self.df.expand(self.normal.batch_shape)
+        wild = self.stretch * dist.Gamma(half, half, validate_args=False).rsample(sample_shape).rsqrt()
+        return self.normal.mean + wild.unsqueeze(-1) * away
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(y), in nats per window."""
@@ -123,18 +136,18 @@ class MultivariateT(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """Variance, (..., H): infinite for df <= 2."""
+        return self.normal.variance * self._tail.unsqueeze(-1)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Covariance, (..., H, H): infinite for df <= 2."""
+        covariance: Tensor = self.normal.covariance_matrix
+        return covariance * self._tail[..., None, None]
+
+    @property
+    def _tail(self) -> Tensor:
         tail = torch.where(self.df > 2, self.df / (self.df - 2).clamp(min=1e-12), torch.inf)
-        return self.normal.variance * (self.stretch.square() * tail).unsqueeze(-1)
-
-
-def _unwrapped(fn: Any) -> Any:
-    return fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn
-
-
-def _student(volatility: dist.Gamma) -> tuple[Tensor, Tensor]:
-    """Return df and stretch, (..., B, 1, 1), for a Gamma with batch (..., B, 1, 1, 1)."""
-    concentration, rate = volatility.concentration[..., 0], volatility.rate[..., 0]
-    return 2 * concentration, (rate / concentration).sqrt()
+        return self.stretch.square() * tail
 
 
 @singledispatch

@@ -84,21 +84,25 @@ def marginal_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
         point = {"mse": metrics.mse(paths, truth), "mae": metrics.mae(paths, truth), "crps": metrics.crps(paths, truth)}
         return _mean(point | {"log_score": log_score, "coverage_90": metrics.coverage(pit)})
     median = quantile(prediction, 0.5)
-    if isinstance(components, dist.Normal):
-        crps = metrics.crps_normal_mixture(components.loc, components.scale, truth)
-    elif len(components.loc) == 1:
-        crps = metrics.crps_student_t(components.df[0], components.loc[0], components.scale[0], truth)
-    else:
-        crps = metrics.crps(paths, truth)
     return _mean(
         {
             "mse": metrics.mse(components.mean, truth),
             "mae": metrics.mae(median[None], truth),
-            "crps": crps,
+            "crps": crps_of(prediction, truth),
             "log_score": metrics.log_score(components.log_prob(truth)),
             "coverage_90": metrics.coverage(cdf(components, truth).mean(0)),
         }
     )
+
+
+def crps_of(prediction: Predictive, truth: Tensor) -> Tensor:
+    """Return the CRPS of every value, (B, H): exact for normals, their mixtures and a single t, else from the draws."""
+    components: Any = prediction.components
+    if isinstance(components, dist.Normal):
+        return metrics.crps_normal_mixture(components.loc, components.scale, truth)
+    if isinstance(components, dist.StudentT) and len(components.loc) == 1:
+        return metrics.crps_student_t(components.df[0], components.loc[0], components.scale[0], truth)
+    return metrics.crps(prediction.paths, truth)
 
 
 def path_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:

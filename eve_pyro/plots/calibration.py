@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import binom
 
 from eve_pyro.plots.style import BLUE, CYCLE, GREY, INK, ORANGE, grid, legend_below
 
@@ -15,6 +14,8 @@ def pit_histogram(pit: pd.DataFrame, twin: pd.DataFrame | None = None, bins: int
     hang together, and so count once. Overlapping windows hang together too, so that bars may leave it by chance more
     often. A ``twin``'s histogram is outlined.
     """
+    from scipy.stats import binom  # adds filters to everybody's warnings: not on import
+
     figure, (ax,) = grid(1, 1)
     count = pit["window"].nunique()
     low, high = (float(binom.ppf(level, count, 1 / bins)) * bins / count for level in (0.025, 0.975))

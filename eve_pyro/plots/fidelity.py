@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import binom
 
 from eve_pyro.diagnostics.simulation import Calibration
 from eve_pyro.plots.style import AMBER, BLUE, GREEN, GREY, INK, ORANGE, grid, legend_below
@@ -49,6 +48,8 @@ def rank_histograms(found: Calibration) -> Figure:
     """Draw the rank histograms of an ``sbc``, flat for the exact posterior: every unit's latents faintly, projections
     and log likelihood strongly, over the band that holds 95 % of the bars by chance.
     """
+    from scipy.stats import binom  # adds filters to everybody's warnings: not on import
+
     figure, (ax,) = grid(1, 1)
     counts = found.counts.to_numpy()
     bins, total = counts.shape[1], int(counts[0].sum())

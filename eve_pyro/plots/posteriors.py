@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import gaussian_kde
 
 from eve_pyro.plots.style import BLUE, GREY, INK, ORANGE, grid, heat, legend_below
 
@@ -186,6 +185,8 @@ def _part_series(figure: Figure, tree: "DataTree") -> None:
 
 def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a kernel estimate over the range of ``values``; of a point, a spike."""
+    from scipy.stats import gaussian_kde  # adds filters to everybody's warnings: not on import
+
     spread = float(values.std())
     if spread < 1e-6:
         return values[:1].repeat(2), np.array([0.0, 1.0])

@@ -1,0 +1,162 @@
+"""A volatility unit below the units: with every guide and model it trains, forecasts, conforms and reads back."""
+
+import pytest
+import torch
+from conftest import CONTEXT, HORIZON, make_panel, shaken
+from pyro import poutine
+
+from eve_pyro.builder import build
+from eve_pyro.config import load_recipe
+from eve_pyro.guides.base import VolatilityHead
+from eve_pyro.guides.conjugate import ConjugateVolatility
+from eve_pyro.infer.forecast import forecast
+from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.predictive import predict
+from eve_pyro.runs import load_run, save_run, windows_of
+from eve_pyro.testing import check_guide, check_model
+
+GUIDES = ("future_aware", "context", "autoregressive", "low_rank", "flow", "delta", "conjugate")
+MODELS = {
+    "forecaster": {},
+    "path": {"path": 2, "stride": 3, "prior": "ar1", "learn_phi": True},
+    "trajectory": {"model": "trajectory", "patches": 3, "prior": "ar1", "learn_phi": True},
+    "stack": {"model": "stack", "depth": 2},
+    "nonlinear": {"readout": "normal", "prior": "contextual"},
+}
+SMALL = {"context_length": CONTEXT, "horizon": HORIZON, "units": 4, "rank": 2, "hidden": 8, "features": 12}
+VOLATILITY = "volatility.z"
+
+
+def config_of(guide="future_aware", model="forecaster", **options):
+    beta = 0.0 if guide == "delta" else 1.0
+    given = {**SMALL, **MODELS[model], "guide": guide, "volatility": True, "beta": beta, **options}
+    return load_recipe("factor", given)
+
+
+def batch(size=5, path=1):
+    context = torch.randn(size, path, CONTEXT).cumsum(-1)
+    return context, context[:, -1, -1:] + torch.randn(size, HORIZON)
+
+
+def sampled(program, *args):
+    nodes = poutine.trace(program).get_trace(*args).nodes
+    return [name for name, site in nodes.items() if site["type"] == "sample" and name.endswith(".z")]
+
+
+def missed(pair, data, steps=3):
+    """Train some steps; return the parameters that no gradient reached, and the last loss."""
+    weights, reached = pair.weights().train(), set()
+    optimizer = torch.optim.Adam(weights.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = pair.elbo.differentiable_loss(pair.model, pair.guide, *data)
+        loss.backward()
+        found = {name: p.grad for name, p in weights.named_parameters() if p.grad is not None}
+        assert all(torch.isfinite(grad).all() for grad in found.values())
+        reached |= {name for name, grad in found.items() if grad.abs().sum() > 0}
+        optimizer.step()
+    weights.eval()
+    return {name for name, p in weights.named_parameters() if p.requires_grad} - reached, loss
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_guide_samples_volatility_first_trains_and_reads_back(guide, model, tmp_path):
+    if guide == "conjugate" and model == "nonlinear":
+        with pytest.raises(ValueError, match="needs a readout that is linear in its units"):
+            build(config_of(guide, model)).guide(*batch())
+        return
+    config = config_of(guide, model)
+    pair = build(config)
+    shaken(pair.weights(), 0.05)
+    windows = windows_of(make_panel(), config)
+    data = windows.train[:16]
+    sites = [layer.site for layer in pair.model.layers]
+    assert sites[0] == VOLATILITY
+    assert sampled(pair.model, *data) == sampled(pair.guide, *data) == sites
+    silent, loss = missed(pair, data)
+    assert torch.isfinite(loss)
+    # A beta of 0 leaves a prior that forecasts do not come from without any gradient.
+    assert not silent or (guide == "delta" and all(".prior." in name for name in silent))
+    assert pair.elbo.terms.units[VOLATILITY].kl.shape == (16, 1)
+    assert VOLATILITY not in pair.elbo.terms.sampled_sites
+    save_run(tmp_path / "run", config, windows.test.scaler, pair)
+    again = load_run(tmp_path / "run").eve
+    shown = windows.test.every(20)
+    ours, theirs = (forecast(each.model, each.guide, shown, 5).paths for each in (pair, again))
+    assert torch.isfinite(ours).all()
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_models_and_guides_conform(guide):
+    pair = build(config_of(guide, dropout=0.0))
+    shaken(pair.weights(), 0.05)
+    check_model(pair.model, batch())
+    check_guide(pair.model, pair.guide, batch())
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("model", ["forecaster", "stack"])
+def test_particles_see_a_volatility_of_their_own(guide, model):
+    pair = build(config_of(guide, model, dropout=0.0))
+    shaken(pair.weights(), 0.05).eval()
+    elbo = LocalELBO(num_particles=7, sample_kl=guide in ("flow", "delta"), beta=0.0 if guide == "delta" else 1.0)
+    loss = elbo.differentiable_loss(pair.model, pair.guide, *batch())
+    assert torch.isfinite(loss)
+    assert elbo.terms.units["volatility.z"].kl.shape == (5, 1)
+
+
+def test_a_fresh_volatility_head_starts_near_one_and_reads_the_size_of_the_surprise():
+    pair = build(config_of())
+    context, future = batch()
+    fresh = pair.guide.posterior(context, future)
+    torch.testing.assert_close(fresh.mean, torch.ones(5, 1, 1, 1))
+    assert (fresh.stddev < 0.5).all()
+    shaken(pair.guide, 0.2)
+    assert pair.guide.posterior(context, future).mean.unique().numel() == 5
+    assert pair.guide.posterior(context) is None
+
+
+def test_only_right_below_the_units_is_the_posterior_of_volatility_conjugate():
+    heads = {model: build(config_of("conjugate", model)).guide.heads["volatility"] for model in MODELS}
+    kinds = {model: type(head) for model, head in heads.items()}
+    assert kinds.pop("stack") is VolatilityHead
+    assert set(kinds.values()) == {ConjugateVolatility}
+    single = build(config_of("conjugate", "stack", depth=1)).guide
+    assert type(single.heads["volatility"]) is ConjugateVolatility
+
+
+def test_the_twin_is_a_point_everywhere_and_normal():
+    twin = build(config_of(), twin=True)
+    prediction = predict(twin.model.eval(), twin.guide.eval(), batch()[0], 3)
+    assert prediction.exact
+    assert isinstance(prediction.components, torch.distributions.Normal)
+
+
+@pytest.mark.parametrize("guide", ["future_aware", "flow", "low_rank", "conjugate"])
+def test_forecasts_from_the_prior_are_exact_students_t(guide):
+    pair = build(config_of(guide))
+    prediction = predict(pair.model.eval(), pair.guide.eval(), batch()[0], 6)
+    assert prediction.exact
+    assert isinstance(prediction.components, torch.distributions.StudentT)
+    assert prediction.paths.shape == (6, 5, HORIZON)
+
+
+def test_likelihoods_that_are_not_normal_are_refused():
+    pair = build(config_of(readout="student_t"))
+    with pytest.raises(ValueError, match="of a normal likelihood, not of StudentT"):
+        pair.model(*batch())
+
+
+def test_the_volatility_prior_is_a_gamma_of_mean_one_with_more_than_two_degrees():
+    pair = build(config_of())
+    shaken(pair.model, 0.2)
+    trace = poutine.trace(pair.model).get_trace(batch()[0])
+    fn = trace.nodes[VOLATILITY]["fn"]
+    assert fn.batch_shape == (5, 1)
+    assert fn.event_shape == (1, 1)
+    torch.testing.assert_close(fn.mean, torch.ones(5, 1, 1, 1))
+    assert (2 * fn.base_dist.concentration > 2).all()
+    names = {frame.name: frame.dim for frame in trace.nodes[VOLATILITY]["cond_indep_stack"]}
+    assert names == {"windows": -2, "volatility.units": -1}
