@@ -105,6 +105,13 @@ SECTIONS: dict[str, type] = {
 }
 
 
+def option_named(flag: str) -> str:
+    """Return the name of the option that the command line calls ``--flag``, or the flag itself, as a name."""
+    name = flag.removeprefix("--").replace("-", "_")
+    flags = {item.metadata.get("name"): item.name for kind in SECTIONS.values() for item in fields(kind)}
+    return flags.get(name.replace("_", "-"), name)
+
+
 def recipe_names() -> list[str]:
     """Return the names of the recipes in the package."""
     return sorted(Path(file.name).stem for file in files("eve_pyro.recipes").iterdir() if file.name.endswith(".toml"))

@@ -197,7 +197,7 @@ def test_a_learned_persistence_stays_below_one_in_float32():
     assert (fn.noise > 0).all()
     assert torch.isfinite(density).all()
     assert torch.isfinite(prior.raw_phi.grad).all()
-    with pytest.raises(ValueError, match="not 0.99999999"):
+    with pytest.raises(ValueError, match=r"not 0\.99999999"):
         AR1Prior(StandardPrior(2), 2, 0.99999999)
-    with pytest.raises(ValueError, match="phi = 0.99999999"):
+    with pytest.raises(ValueError, match=r"phi = 0\.99999999"):
         load_recipe("factor", {"phi": 0.99999999})

@@ -27,8 +27,8 @@ class AR1(TorchDistribution):
     here is computed from, in log2(T) vectorised steps where a recurrence must be solved.
 
     Shapes: ``loc`` (..., T, K); ``phi``, ``scale`` and ``innovation`` broadcast against it, their steps axis (-2) being
-    1 or T, or numbers. scale > 0, innovation > 0 and, without ``innovation``, |phi| < 1, at unused steps as well: phi_1 and
-    innovation_1 have no effect. With ``innovation`` a path may grow: phi is any number.
+    1 or T, or they are numbers. scale > 0, innovation > 0 and, without ``innovation``, |phi| < 1, at unused steps as
+    well: phi_1 and innovation_1 have no effect. With ``innovation`` a path may grow: phi is any number.
 
     Raises ValueError for shapes that do not broadcast and paths of one step, and, where arguments are validated, for
     values out of bounds.

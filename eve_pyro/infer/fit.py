@@ -157,8 +157,8 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if type(error) is not SystemExit:  # a SIGTERM ends the process, as asked
-            raise
+        if type(error) is not SystemExit:  # a SIGTERM ends the process, as asked; Lightning's own code would be 0
+            raise SystemExit(128 + signal.SIGTERM) from None
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
 
