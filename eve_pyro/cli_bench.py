@@ -1,6 +1,9 @@
 """The commands that compare trainings: ``eve-pyro compare-regimes`` and ``ablate``."""
 
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +55,8 @@ def compare_regimes(
     wanted, repeats = names(regimes, "--regimes"), numbers(seeds, "--seeds")
     trials = regime_trials(recipe, chosen, wanted, repeats, parse_vary(vary or []))
     folder = out or Path("runs") / f"regimes-{Path(data).stem}"
-    summary = compare(read_panel(data), trials, folder, draws, say)
+    with _going_on():
+        summary = compare(read_panel(data), trials, folder, draws, say)
     print_summary(summary, list(trials[0].labels), SHOWN)
     say(f"{folder}: regimes.csv, summary.csv, regimes.png")
 
@@ -82,17 +86,32 @@ def ablate(
 
     Example: eve-pyro ablate ETTh1.csv --context 336 --horizon 96 --guides context,low_rank,conjugate --latent-dim 2,4
     """
-    from eve_pyro.bench.ablation import LABELS, SHOWN, ablation_trials
+    from eve_pyro.bench.ablation import LABELS, SAMPLED, SHOWN, ablation_trials
     from eve_pyro.bench.ablation import ablate as run
     from eve_pyro.bench.regimes import parse_vary
 
     named = {"guide": (guides, "--guides"), "prior": (priors, "--priors"), "latent_dim": (latent_dim, "--latent-dim")}
-    swaps = {option: names(text, flag) for option, (text, flag) in named.items() if text} | parse_vary(vary or [])
+    swaps = {option: names(text, flag) for option, (text, flag) in named.items() if text}
+    for option, values in parse_vary(vary or []).items():  # named both ways: all of it, each once
+        swaps[option] = list(dict.fromkeys([*swaps.get(option, []), *values]))
     trials = ablation_trials(recipe, with_standard_rows(data, overrides or {}), swaps, numbers(seeds, "--seeds"))
     folder = out or Path("runs") / f"ablation-{Path(data).stem}"
-    summary = run(read_panel(data), trials, folder, draws, say)
-    print_summary(summary, list(LABELS), SHOWN)
+    with _going_on():
+        summary = run(read_panel(data), trials, folder, draws, say)
+    print_summary(summary, [*LABELS, SAMPLED], SHOWN)
+    if summary[SAMPLED].eq(True).any():
+        say("kl_sampled: the KL of these rows has no closed form, so that val_kl is an estimate from draws")
     say(f"{folder}: ablation.csv, summary.csv, ablation.png")
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Say how to go on where the user stops a comparison."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; go on with the same command: {shlex.join(['eve-pyro', *sys.argv[1:]])}")
+        raise
 
 
 def say(text: str) -> None:
@@ -113,7 +132,10 @@ def numbers(text: str, option: str) -> list[int]:
     words = names(text, option)
     if not all(word.isdecimal() for word in words):
         raise ValueError(f"{option} takes whole numbers separated by commas, not {text!r}")
-    return [int(word) for word in words]
+    found = [int(word) for word in words]
+    if len(set(found)) < len(found):
+        raise ValueError(f"{option} takes each number once, not {text!r}")
+    return found
 
 
 def print_summary(summary: "pd.DataFrame", labels: list[str], scores: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ class ModelOptions:
         "standard",
         "Prior of each neuron; the last two are AR(1) over the path, around standard or contextual marginals.",
     )
-    phi: Annotated[float, Gt(-1), Lt(1)] = option(0.95, "Persistence of an AR(1) prior.")
+    phi: Annotated[float, Ge(-0.999999), Le(0.999999)] = option(0.95, "Persistence of an AR(1) prior.")
     learn_phi: bool = option(False, "Learn the persistence of each neuron, from phi on.")
     readout: Literal["factor", "normal", "student_t"] = option(
         "factor", "factor: exact marginals, dependence by the units; normal, student_t: decoded from the units alone."
@@ -106,6 +106,13 @@ SECTIONS: dict[str, type] = {
     "control": Steering,
     "training": Training,
 }
+
+
+def option_named(flag: str) -> str:
+    """Return the name of the option that the command line calls ``--flag``, or the flag itself, as a name."""
+    name = flag.removeprefix("--").replace("-", "_")
+    flags = {item.metadata.get("name"): item.name for kind in SECTIONS.values() for item in fields(kind)}
+    return flags.get(name.replace("_", "-"), name)
 
 
 def recipe_names() -> list[str]:

@@ -100,8 +100,9 @@ class CategoricalReadout(nn.Module):
 
     def surprise(self, target: Tensor, state: Tensor) -> Tensor:
         """Return the class as (B, C): one less what an even guess would say; ValueError for an unknown class."""
-        if (target < 0).any() or (target >= self.num_classes).any() or (target != target.round()).any():
-            raise ValueError(f"classes are whole numbers from 0 to {self.num_classes - 1}; found {target.max():g}")
+        wrong = target[~((target >= 0) & (target < self.num_classes) & (target == target.round()))]
+        if len(wrong):
+            raise ValueError(f"classes are whole numbers from 0 to {self.num_classes - 1}; found {wrong[0].item():g}")
         return F.one_hot(target[..., 0].long(), self.num_classes) - 1 / self.num_classes
 
 
@@ -109,7 +110,9 @@ class FactorReadout(nn.Module):
     """y | z ~ FactorNormal: location and scale from the context, dependence from the units.
 
     Loadings A (H, N) are shared by all windows; each context scales them by a gain exp(g(x)). The
-    marginals are Normal(f_h(x), V_h(x)^2) whatever the loadings. With ``loadings=False`` they are off, which leaves
+    marginals are Normal(f_h(x), V_h(x)^2) whatever the loadings where the activity is standard: under a standard prior,
+    or an AR(1) around it, with pooling ``sqrt``. Otherwise they are normals still, in closed form, of another location
+    and deviation. With ``loadings=False`` they are off, which leaves
     those marginals as independent normals: the deterministic twin.
     """
 

@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import pyro
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from eve_pyro.protocols import Prior
@@ -19,7 +20,8 @@ class EveLayer(nn.Module):
     arXiv 2603.13849.
 
     Open the windows plate (dim -2) before calling the layer; it opens ``<name>.units`` (dim -1) itself. Raises
-    ValueError for fewer than one unit or latent dimension, or an unknown pooling.
+    ValueError for fewer than one unit or latent dimension, for an unknown pooling and, when called, for a prior of
+    another number of either.
     """
 
     def __init__(
@@ -42,8 +44,19 @@ class EveLayer(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Sample the units given ``state`` (B, T, F) and return their activity, (..., B, T, N)."""
         with pyro.plate(f"{self.name}.units", self.num_units, dim=-1):
-            z = pyro.sample(self.site, self.prior(state))  # (..., B, N, T, K)
+            z = pyro.sample(self.site, self._checked(self.prior(state)))  # (..., B, N, T, K)
         return self.pooled(z)
+
+    def _checked(self, fn: TorchDistribution) -> TorchDistribution:
+        """Return ``fn``; ValueError where it is a prior of another layer's shape, which would broadcast unseen."""
+        units, event = fn.batch_shape[-1] if fn.batch_shape else 1, tuple(fn.event_shape)
+        if units != self.num_units or len(event) != 2 or event[1] != self.latent_dim:
+            raise ValueError(
+                f"layer {self.name!r} has num_units={self.num_units} and latent_dim={self.latent_dim}, and a prior of "
+                f"batch {tuple(fn.batch_shape)} and event {event}: make it (..., {self.num_units}) and "
+                f"(T, {self.latent_dim})"
+            )
+        return fn
 
     def pooled(self, z: Tensor) -> Tensor:
         """Return the activity (..., B, T, N) of draws ``z`` (..., B, N, T, K)."""

@@ -16,6 +16,7 @@ from eve_pyro.distributions import AR1
 from eve_pyro.protocols import Prior
 
 MIN_LOG_SCALE, MAX_LOG_SCALE = -5.0, 3.0
+MAX_PHI, PHI_BOUND = 1 - 1e-6, 1 - 5e-7  # where a unit may start, and what it never passes: below 1 in float32 too
 
 
 def normal(loc: Tensor, log_scale: Tensor) -> TorchDistribution:
@@ -93,25 +94,28 @@ class AR1Prior(nn.Module):
 
     With m and s from ``marginals`` and u_nt = (z_nt - m_nt) / s_nt: u_nt = phi_n u_n,t-1 + sqrt(1 - phi_n^2) e_nt, so
     that each z_nt stays Normal(m_nt, s_nt^2). ``phi`` is the same for all units, or, with ``learned``, where each unit
-    starts; |phi_n| < 1 by construction. Source: arXiv 2602.18250, whose phi is 0.95.
+    starts; |phi_n| < 1 by construction, in float32 too. Source: arXiv 2602.18250, whose phi is 0.95.
 
-    Raises ValueError for |phi| >= 1 and, when called, for a path of one step.
+    Raises ValueError for |phi| above 0.999999 and, when called, for a path of one step.
     """
 
     def __init__(self, marginals: Prior, num_units: int, phi: float = 0.95, learned: bool = False) -> None:
         super().__init__()
-        if not -1 < phi < 1:
-            raise ValueError(f"an AR(1) prior needs |phi| < 1, not {phi}")
+        if not -MAX_PHI <= phi <= MAX_PHI:
+            raise ValueError(f"an AR(1) prior needs |phi| <= {MAX_PHI}, so that it is below 1 in float32, not {phi!r}")
         self.marginals = marginals
-        raw = torch.full((num_units, 1, 1), math.atanh(phi))
+        raw = torch.full((num_units, 1, 1), math.atanh(phi / PHI_BOUND))
         self.raw_phi = nn.Parameter(raw, requires_grad=learned)
 
     @property
     def phi(self) -> Tensor:
         """The persistence of each unit, (N,)."""
-        return self.raw_phi.tanh()[:, 0, 0]
+        return self._bounded()[:, 0, 0]
 
     def forward(self, state: Tensor) -> TorchDistribution:
         """Return batch (..., B, N), event (T, K)."""
         fn = self.marginals(state)
-        return AR1(fn.mean, self.raw_phi.tanh(), fn.stddev, validate_args=False)
+        return AR1(fn.mean, self._bounded(), fn.stddev, validate_args=False)
+
+    def _bounded(self) -> Tensor:
+        return PHI_BOUND * self.raw_phi.tanh()

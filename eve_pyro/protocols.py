@@ -80,7 +80,7 @@ class Guide(Protocol):
 
 
 class Prior(Protocol):
-    """Maps ``state`` (B, T, F) to p(z): batch broadcastable to (B, N), event (T, K)."""
+    """Maps ``state`` (B, T, F) to p(z): batch (..., N), broadcastable to (B, N), event (T, K)."""
 
     def __call__(self, state: Tensor, /) -> TorchDistribution:
         """Return the prior of one layer."""

@@ -9,7 +9,7 @@ the random state, modes, gradients and values of parameters as they were. Module
 that plain functions hold to it yourself.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
 from typing import Any
@@ -21,6 +21,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from eve_pyro.distributions import AR1
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.predictive import Program, latent_sites, observation, vectorized
 from eve_pyro.infer.programs import evaluating, refuse_clashes, store_parameters
@@ -31,6 +32,7 @@ Sites = dict[str, Any]
 DRAWS = 2  # fewer than the windows, so that no axis of draws passes for one of windows
 CALL = "it is called with (context, future) and with (context) alone, on any number of windows"
 SHAKE = 0.05  # a head that starts at zero does not show yet what it reads
+ROUNDS = 3  # shakes over which a gradient must be something else than 0 once
 
 
 def check_model(model: Model, batch: tuple[Tensor, Tensor]) -> None:
@@ -46,7 +48,9 @@ def check_model(model: Model, batch: tuple[Tensor, Tensor]) -> None:
         parameters = _parameters("model", model, context, future)
         _check_gradients("model", _log_density(model, context, future), parameters)
         with _shaken(parameters.values()):
+            _check_causal(model, context, future)
             _check_parts("model", model, context, future)
+        _check_silence("model", lambda: _log_density(model, context, future), parameters, parameters.values())
 
 
 def check_guide(model: Model, guide: Guide, batch: tuple[Tensor, Tensor]) -> None:
@@ -55,6 +59,7 @@ def check_guide(model: Model, guide: Guide, batch: tuple[Tensor, Tensor]) -> Non
     with evaluating(model, guide, seed=0):
         refuse_clashes(model, guide)
         latents = _model_sites(model, context, future, observed=True)
+        _check_finite("guide", guide)
         for args in ((context, future), (context,)):
             trace = _run(f"the guide fails {'with' if len(args) == 2 else 'without'} a future", guide, *args)
             trace.compute_score_parts()
@@ -63,9 +68,11 @@ def check_guide(model: Model, guide: Guide, batch: tuple[Tensor, Tensor]) -> Non
             _check_moments(trace)
         own = _parameters("guide", guide, context, future)
         _check_gradients("guide", _loss(model, guide, context, future), own)
-        with _shaken([*own.values(), *_parameters("model", model, context, future).values()]):
+        everything = [*own.values(), *_parameters("model", model, context, future).values()]
+        with _shaken(everything):
             _check_parts("guide", guide, context, future)
             _check_amortised(latents, guide, context, future)
+        _check_silence("guide", lambda: _loss(model, guide, context, future), own, everything)
 
 
 def _batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -98,6 +105,7 @@ def _said(error: Exception) -> str:
 
 def _model_sites(model: Model, context: Tensor, future: Tensor, observed: bool) -> Sites:
     """Run the model with or without its future, check its sites one by one, and return the latent ones."""
+    _check_finite("model", model)
     args = (context, future) if observed else (context,)
     trace = _run(f"the model fails {'with' if observed else 'without'} a future", model, *args)
     latents, fn, site = latent_sites(trace), observation(trace), _samples(trace)[OBSERVED]
@@ -105,6 +113,7 @@ def _model_sites(model: Model, context: Tensor, future: Tensor, observed: bool) 
         raise ValueError(f"site {OBSERVED!r} has event {tuple(fn.event_shape)}, not the horizon ({future.shape[1]},)")
     for each in (site, *latents.values()):
         _check_frames(each, len(future))
+        _check_path("model", each)
     value, truth = site["value"], future.unsqueeze(-2)
     if site["is_observed"] != observed or value.shape != truth.shape or (observed and (value != truth).any()):
         raise ValueError(
@@ -155,12 +164,26 @@ def _check_like_model(latents: Sites, trace: Trace) -> None:
                 f"the guide's site {name!r} has batch {own[0]} and event {own[1]}, the model's {its[0]} and {its[1]}: "
                 "reshape it, or declare event dims with .to_event"
             )
+        if (_mask(mine) < _mask(latents[served])).any():
+            raise ValueError(
+                f"the guide's site {name!r} is masked where the model's is not, so that its KL does not count: take "
+                "poutine.mask away, or mask the model's site too"
+            )
+
+
+def _mask(site: Any) -> Tensor:
+    """Return what counts of a site, as a tensor of ones and zeros that broadcasts to its batch."""
+    counts = torch.ones((), dtype=torch.int)
+    for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
+        counts = counts if mask is None else counts * torch.as_tensor(mask).int()
+    return counts
 
 
 def _check_moments(trace: Trace) -> None:
     """Draws and locations are finite, scales positive; a point has none."""
     for name, site in _samples(trace).items():
         fn = _base(site["fn"])
+        _check_path("guide", site)
         try:
             loc = fn.loc if hasattr(fn, "loc") else fn.mean
             scale = fn.scale if hasattr(fn, "scale") else fn.stddev
@@ -170,6 +193,32 @@ def _check_moments(trace: Trace) -> None:
             raise ValueError(f"the guide's site {name!r} has a scale that is not positive: use exp or softplus")
         if not (torch.isfinite(loc).all() and torch.isfinite(site["value"]).all()):
             raise ValueError(f"the guide's site {name!r} has a location or draws that are not finite")
+
+
+def _check_path(role: str, site: Any) -> None:
+    """The arguments of an AR(1) are numbers in its bounds: its moments alone would not show all that is wrong."""
+    fn = _base(site["fn"])
+    if not isinstance(fn, AR1):
+        return
+    where, positive = f"the {role}'s site {site['name']!r} is an AR(1) whose", "above 0: take its exp or softplus"
+    bounds = {"scale": (0.0, torch.inf, positive), "innovation": (0.0, torch.inf, positive)}
+    if fn.innovation is None:
+        bounds["phi"] = (-1.0, 1.0, "between -1 and 1: take its tanh")
+    for name in ("loc", "phi", "scale", "innovation"):
+        value = getattr(fn, name)
+        if value is None:
+            continue
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{where} {name} is not finite (NaN or inf)")
+        low, high, mend = bounds.get(name, (-torch.inf, torch.inf, ""))
+        if not ((low < value) & (value < high)).all():
+            raise ValueError(f"{where} {name} must lie {mend}")
+
+
+def _check_finite(role: str, program: Any) -> None:
+    for name, value in program.named_parameters() if isinstance(program, nn.Module) else ():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"the parameter '{role}.{name}' is not finite (NaN or inf)")
 
 
 def _check_leading(latents: Sites, trace: Trace) -> None:
@@ -200,10 +249,13 @@ def _loss(model: Model, guide: Guide, context: Tensor, future: Tensor) -> Tensor
 def _log_density(model: Model, context: Tensor, future: Tensor) -> Tensor:
     """Return log p at a draw of the prior, plus what a model shows to guides: whatever its parameters may serve."""
     with torch.enable_grad():
-        total: Tensor = torch.as_tensor(_run("the model fails with gradients", model, context, future).log_prob_sum())
+        drawn = _samples(_run("the model fails with gradients", model, context, future))
+        values = {name: site["value"].detach() for name, site in drawn.items() if not site["is_observed"]}
+        given = poutine.condition(model, data=values)  # else what only moves a prior would cancel in its own draws
+        total: Tensor = torch.as_tensor(_run("the model fails with gradients", given, context, future).log_prob_sum())
         if hasattr(model, "evidence"):
-            evidence = model.evidence(context, future)
-            total = total + evidence.state.sum() + evidence.surprise.sum()
+            for shown in model.evidence(context, future):
+                total = total + (shown * torch.randn_like(shown)).sum()
     return total
 
 
@@ -213,12 +265,35 @@ def _check_gradients(role: str, loss: Tensor, parameters: Mapping[str, Tensor]) 
     grads = torch.autograd.grad(loss, tensors, allow_unused=True) if reached else [None] * len(tensors)
     for name, grad in zip(parameters, grads, strict=True):
         if grad is None:
-            raise ValueError(
-                f"no gradient reaches the parameter {name!r}: let a distribution of the {role} depend on it without "
-                "detach or no_grad, or freeze it with requires_grad_(False), or move it to the program that reads it"
-            )
+            raise ValueError(_unreached(role, name))
         if not torch.isfinite(grad).all():
             raise ValueError(f"the gradient of the parameter {name!r} is not finite: keep scales away from 0")
+
+
+def _check_silence(
+    role: str, loss: Callable[[], Tensor], parameters: Mapping[str, Tensor], shaken: Iterable[Tensor]
+) -> None:
+    """A gradient that is exactly 0 everywhere, whatever the values and draws, teaches as little as none."""
+    silent, shaken = dict(parameters), list(shaken)
+    for _ in range(ROUNDS):
+        if not silent:
+            return
+        with _shaken(shaken):
+            grads = torch.autograd.grad(loss(), list(silent.values()), allow_unused=True)
+        silent = {
+            name: value
+            for (name, value), grad in zip(silent.items(), grads, strict=True)
+            if grad is None or (grad == 0).all()
+        }
+    for name in silent:
+        raise ValueError(_unreached(role, name, "its gradient is 0 at every draw; "))
+
+
+def _unreached(role: str, name: str, found: str = "") -> str:
+    return (
+        f"no gradient reaches the parameter {name!r}: {found}let a distribution of the {role} depend on it without "
+        "detach or no_grad, or freeze it with requires_grad_(False), or move it to the program that reads it"
+    )
 
 
 def _parameters(role: str, program: Any, context: Tensor, future: Tensor) -> dict[str, Tensor]:
@@ -239,6 +314,23 @@ def _shaken(parameters: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for p, value in before:
             p.copy_(value)
+
+
+def _check_causal(model: Model, context: Tensor, future: Tensor) -> None:
+    """Given the same draws, every distribution is the same with a future and without, so that forecasts are honest."""
+    alone = _samples(_run("the model fails without a future", model, context))
+    values = {name: site["value"] for name, site in alone.items() if name != OBSERVED}
+    given = _samples(_run("the model fails with a future", poutine.condition(model, data=values), context, future))
+    for name, site in alone.items():
+        here, there = site["fn"], given[name]["fn"]
+        for value in (site["value"], given[name]["value"]):
+            one, other = (_signature({"fn": fn, "value": value}) for fn in (here, there))
+            same = one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+            if not same:
+                raise ValueError(
+                    f"the model's site {name!r} is distributed otherwise with a future than without one: given the "
+                    "draws, it may depend on the future only through obs, for a forecast has none"
+                )
 
 
 def _check_parts(role: str, program: Program, context: Tensor, future: Tensor) -> None:
@@ -278,8 +370,16 @@ def _check_amortised(latents: Sites, guide: Guide, context: Tensor, future: Tens
         torch.manual_seed(0)
         draws.append(_samples(_run("the guide fails", guide, context.roll(shift, 0), future.roll(shift, 0))))
     for name in latents:
-        if torch.equal(draws[0][name]["value"], draws[1][name]["value"]):
+        moved = draws[0][name]["value"] != draws[1][name]["value"]  # (B, N, *event)
+        by_unit = moved.flatten(2).any(-1).any(0) if moved.ndim > 2 else moved.any(0)  # (N,)
+        if not by_unit.any():
             raise ValueError(f"the guide's site {name!r} is the same in every window: let it read context or future")
+        if not by_unit.all():
+            still = (~by_unit).nonzero().flatten().tolist()
+            raise ValueError(
+                f"the guide's site {name!r} is the same in every window for the units {still[:8]}: let each read "
+                "context or future"
+            )
 
 
 def _samples(trace: Trace) -> Sites:

@@ -202,8 +202,8 @@ plots.fan_chart(fan)
 # ## The same from the library's parts
 #
 # A `Forecaster` is an encoder, a layer of units and a readout. A readout is any module from `(activity, state)` to a
-# distribution. This one has the two methods that are welcome: `surprise`, which guides look at, and `linear`, which
-# says that the surprise is linear in the units. The scale is an argument: `LOG`, or none for plain normals.
+# distribution. This one has the two methods that are welcome: `surprise`, which guides look at, and `information`, what
+# a surprise, being linear in the units, says of them. The scale is an argument: `LOG`, or none for plain normals.
 
 
 # %%

@@ -9,11 +9,15 @@ from eve_pyro.guides.base import AmortizedGuide
 from eve_pyro.guides.mean_field import FutureHead
 from eve_pyro.protocols import Amortizable, Layer
 
+MAX_CORRELATION = 1 - 1e-6  # of a step with the one before, under the prior, as float32 tells it from 1
+
 
 class Autoregressive(AmortizedGuide):
     """q(z_nt | z_n,t-1, x, y) = Normal(m_nt + a_nt (z_n,t-1 - m_n,t-1), v_nt^2): a Gaussian chain along the path.
 
     m, a and v are amortized and start at the prior's own; the exact posterior of linear-Gaussian paths is of this form.
+    With s the prior's deviations, a_nt moves between -s_nt / s_n,t-1 and s_nt / s_n,t-1, the prior's a at a lag
+    correlation of -1 and 1: above 1 where the deviations grow. What a path's own observations say only shrinks a.
     Over layers, each conditions on the draws below, as all guides here do. A path of one step has nothing to condition
     on: there it is ``FutureAware``.
     """
@@ -38,5 +42,8 @@ class ChainHead(FutureHead):
         loc = prior.mean + prior.stddev * self.by_unit(self.loc(hidden))
         chained = isinstance(prior, AR1)
         noise = (prior.noise if chained else prior.stddev) * self.by_unit(self.log_scale(hidden)).clamp(-6.0, 2.0).exp()
-        before = prior.transition.clamp(-0.999, 0.999).atanh() if chained else torch.zeros_like(memory)
-        return AR1(loc, (before + memory).tanh() * 0.9999, noise[..., :1, :], noise, validate_args=False)
+        transition = prior.transition if chained else torch.zeros_like(memory)
+        growth = prior.stddev / prior.stddev.roll(1, -2)
+        before = (transition / growth).clamp(-MAX_CORRELATION, MAX_CORRELATION).atanh()
+        moved = growth * ((before + memory).tanh() - before.tanh())  # exactly 0 where nothing is learned
+        return AR1(loc, transition + moved, noise[..., :1, :], noise, validate_args=False)

@@ -20,7 +20,9 @@ class Flow(AmortizedGuide):
     """q(z | x, y): affine coupling layers over all latents of a path step, on top of the future-aware mean field.
 
     Two couplings (Dinh et al. 2017), each moving one half of the latents given the other; they start as the identity.
-    The KL has no closed form: train with ``LocalELBO(sample_kl=True)``. Raises ValueError for a layer of one latent.
+    The KL has no closed form: train with ``LocalELBO(sample_kl=True)``. By unit it is shared out as ``FlowUnits``
+    shares its density: the shares add up to the joint KL, a single one may be negative and has no meaning of its own.
+    Raises ValueError for a layer of one latent.
     """
 
     def __init__(self, model: Amortizable, hidden: int = 256) -> None:

@@ -14,7 +14,8 @@ class LowRank(AmortizedGuide):
     """q(z | x, y) = Normal(m + s d, diag(s^2 exp(2c)) + U U'), with U of rank ``rank`` across all units of a layer.
 
     d, c and U are amortized, in units of the prior's deviation s. The joint KL is closed form and shared out by unit:
-    see ``JointUnits``; the shares add up. Raises ValueError for a rank below 1 or above the number of units.
+    see ``JointUnits``; the shares add up. Raises ValueError for a rank that is no whole number, below 1 or
+    above the number of units.
     """
 
     def __init__(self, model: Amortizable, rank: int = 4, hidden: int = 256) -> None:
@@ -26,10 +27,12 @@ class LowRankHead(FutureHead):
 
     def __init__(self, layer: Layer, state_size: int, surprise_size: int, hidden: int, rank: int) -> None:
         super().__init__(layer, state_size, surprise_size, hidden)
-        if not 1 <= rank <= layer.num_units:
-            raise ValueError(f"the rank across {layer.num_units} units is 1 to {layer.num_units}, not {rank}")
-        self.rank = rank
-        self.factor = nn.Linear(hidden, self.size * rank)
+        if rank != int(rank) or not 1 <= rank <= layer.num_units:
+            raise ValueError(
+                f"the rank across {layer.num_units} units is 1 to {layer.num_units}, a whole number, not {rank}"
+            )
+        self.rank = int(rank)
+        self.factor = nn.Linear(hidden, self.size * self.rank)
         for parameter in self.factor.parameters():  # at zero no draw would tell one column from another
             nn.init.normal_(parameter, std=0.01)
 

@@ -55,8 +55,9 @@ class ContextHead(Head):
 class FutureAware(AmortizedGuide):
     """q(z_n | x, y) = Normal(m_n + s_n d_n, (s_n exp(c_n))^2), a displacement from the prior Normal(m_n, s_n^2).
 
-    One hidden layer maps what the layer reads and the future's surprise to d and c. At d = c = 0 the posterior is the
-    prior, so that KL starts at zero. It needs the future: forecasts draw from the prior.
+    One hidden layer maps what the layer reads and the future's surprise to d and c, which start at 0. There the
+    posterior has the prior's marginals: under a prior of independent normals the KL starts at zero, under an AR(1) at
+    the price of denying its persistence. It needs the future: forecasts draw from the prior.
     """
 
     def __init__(self, model: Amortizable, hidden: int = 256) -> None:

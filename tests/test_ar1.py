@@ -6,7 +6,9 @@ import torch
 from ar1_paths import FORMS, B, K, N, T, arguments, dense, independent, pair
 from torch.distributions import kl_divergence
 
+from eve_pyro.config import load_recipe
 from eve_pyro.distributions import AR1
+from eve_pyro.priors import AR1Prior, StandardPrior
 
 PHIS = (-0.99, -0.5, 0.0, 0.7, 0.99)
 
@@ -167,3 +169,35 @@ def test_values_are_checked_only_where_validation_is_on():
     fn = AR1(**args | {"phi": torch.tensor(0.5)}, validate_args=True).expand(torch.Size([2]))
     with pytest.raises(ValueError, match=r"[Vv]alue"):
         fn.log_prob(torch.zeros(T + 1, K))
+
+
+def test_numbers_stand_for_tensors():
+    loc = torch.randn(B, N, 4, 2)
+    value = torch.randn_like(loc)
+    tensors = AR1(loc, torch.full((1, 1), 0.9), torch.full((1, 1), 2.0), torch.full((1, 1), 0.5))
+    torch.testing.assert_close(AR1(loc, 0.9, 2.0, 0.5).log_prob(value), tensors.log_prob(value))
+    with pytest.raises(ValueError, match=r"\|phi\| < 1"):
+        AR1(loc, 1.0, 1.0, validate_args=True)
+
+
+def test_a_path_with_an_innovation_may_grow():
+    grown = AR1(torch.zeros(3, 1).double(), 1.5, 1.0, 0.5, validate_args=True)
+    torch.testing.assert_close(grown.variance[:, 0], torch.tensor([1.0, 2.5, 5.875]).double())
+
+
+def test_a_learned_persistence_stays_below_one_in_float32():
+    prior = AR1Prior(StandardPrior(2), 2, 0.999999, learned=True)
+    assert prior.phi[0].item() == pytest.approx(0.999999, abs=1e-7)
+    with torch.no_grad():
+        prior.raw_phi.copy_(torch.tensor([50.0, -50.0]).view(2, 1, 1))
+    assert (prior.phi.abs() < 1).all()
+    fn = prior(torch.zeros(1, 3, 1))
+    density = fn.log_prob(fn.rsample())
+    density.sum().backward()
+    assert (fn.noise > 0).all()
+    assert torch.isfinite(density).all()
+    assert torch.isfinite(prior.raw_phi.grad).all()
+    with pytest.raises(ValueError, match=r"not 0\.99999999"):
+        AR1Prior(StandardPrior(2), 2, 0.99999999)
+    with pytest.raises(ValueError, match=r"phi = 0\.99999999"):
+        load_recipe("factor", {"phi": 0.99999999})

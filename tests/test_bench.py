@@ -1,6 +1,7 @@
 """Comparisons: which trials, a table that goes on where it stopped, differences by hand."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -158,3 +159,57 @@ def test_what_a_swap_cannot_do_is_said_before_the_first_training(tmp_path):
     with pytest.raises(ValueError, match="linear in its units"):
         run_trials(make_panel(), trials, tmp_path / "t.csv", 4)
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_rows_of_another_variant_stay_out_of_the_summary(tmp_path):
+    panel, table = make_panel(), tmp_path / "t.csv"
+    say = {"say": lambda _: None}
+    first, second = (ablation_trials("factor", SMALL | {"epochs": 1}, {"units": [units]}, (0,)) for units in ("3", "2"))
+    run_trials(panel, first, table, 4, **say)
+    swapped = ablation_trials("factor", SMALL | {"epochs": 1, "units": 3}, {"units": ["4"]}, (0,))
+    with pytest.raises(ValueError, match=r"holds swapped=base value=factor seed=0 with other settings"):
+        run_trials(panel, [replace(trial, config=seeded(trial.config, 1)) for trial in swapped], table, 4, **say)
+    rows = pd.read_csv(table)
+    rows.iloc[::-1].to_csv(table, index=False)  # the base comes first all the same
+    rows = run_trials(panel, [*first, second[1]], table, 4, **say)
+    assert list(rows["swapped"]) == ["base", "units", "units"]
+    assert list(rows["value"].astype(str)) == ["factor", "3", "2"]
+    assert not rows["kl_sampled"].any()
+    old = pd.read_csv(table).drop(columns=["settings", "kl_sampled"])
+    old.to_csv(table, index=False)
+    assert len(run_trials(panel, first, table, 4, **say)) == 2
+
+
+def seeded(config, seed):
+    return replace(config, training=replace(config.training, seed=seed))
+
+
+def test_what_would_fail_late_is_said_before_the_first_training(tmp_path):
+    trials = regime_trials("factor", SMALL | {"guide": "conjugate"}, ["off", "homeostasis"], (0,))
+    with pytest.raises(ValueError, match="Conjugate has no rows"):
+        run_trials(make_panel(), trials, tmp_path / "t.csv", 4)
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        with pytest.raises(ValueError, match="file is no folder: choose another --out"):
+            run_trials(make_panel(), trials, tmp_path / folder / "t.csv", 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("seed", "1", "--vary seed: name what to train with --seeds"),
+        ("progress", "true", "--vary progress: it changes nothing"),
+        ("rank", "2", "rank = '2' changes nothing here: it needs guide 'low_rank'"),
+        ("eta", "2", "eta = '2' changes nothing here: it needs another regime than 'off'"),
+        ("objective", "mixture", "num_particles above 1"),
+    ],
+)
+def test_swaps_that_change_nothing_are_refused(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        ablation_trials("factor", SMALL, {option: [value]}, (0,))
+
+
+def test_seeds_are_checked_and_flags_name_options():
+    with pytest.raises(ValueError, match="seed"):
+        ablation_trials("factor", SMALL, {"units": ["3"]}, (2**63,))
+    assert parse_vary(["context=20"]) == {"context_length": ["20"]}

@@ -1,7 +1,9 @@
 """The command line as a user meets it: runs end to end, and one line with exit code 2 for what is wrong."""
 
 import json
+import os
 import re
+import signal
 import sys
 
 import numpy as np
@@ -288,3 +290,30 @@ def test_ablate(here, run):
     assert len(pd.read_csv("runs/ablation-data/ablation.csv")) == 5
     code, _, err = run("ablate", "data.csv", *TINY)
     assert (code, "nothing is swapped" in err) == (2, True)
+
+
+def test_an_option_named_both_ways_and_a_stopped_ablation(here, run, monkeypatch):
+    from eve_pyro.bench import ablation
+
+    seen = []
+    monkeypatch.setattr(ablation, "run_trials", lambda panel, found, *_: seen.extend(found) or stop())
+
+    def stop():
+        raise KeyboardInterrupt
+
+    both = ("--guides", "flow", "--vary", "guide=conjugate,flow", "--vary", "context=20", "--seeds", "0")
+    code, out, _ = run("ablate", "data.csv", *TINY, *both)
+    assert code == 130
+    assert "stopped; go on with the same command: eve-pyro ablate data.csv --context 24" in out
+    assert [trial.labels["value"] for trial in seen] == ["factor", "flow", "conjugate", "20"]
+    assert run("ablate", "data.csv", *TINY, "--guides", "flow", "--seeds", "1,01")[0] == 2
+
+
+def test_sigterm_ends_in_its_own_exit_code(here, run, monkeypatch):
+    from eve_pyro.infer import task
+
+    def terminate(self, batch, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(task.Task, "on_train_batch_start", terminate)
+    assert run("fit", "data.csv", *TINY, "--out", "r")[0] == 143

@@ -128,4 +128,10 @@ def test_the_log_score_of_classes_is_that_of_their_mean_probability():
     scores = evaluate(model, of_the_prior, table, num_draws=1000)
     assert scores["log_score"] == pytest.approx(float(-expected.mean()), abs=0.1)
     assert scores["joint_log_score"] == pytest.approx(scores["log_score"], abs=0.1)
-    assert scores["mse"] > 0
+    probs = (torch.randn(200_000, 1) * slopes).softmax(-1).mean(0)
+    assert scores["accuracy"] == pytest.approx(float((classes == probs.argmax()).float().mean()))
+    assert not {"mse", "mae", "crps", "coverage_90", "energy_score", "crps_mean"} & set(scores)
+    for label in (0.5, 3.0, -1.0, math.nan):
+        wrong = torch.tensor([[0.0], [label], [2.0], [9.0]])
+        with pytest.raises(ValueError, match=f"from 0 to 2; found {label:g}"):
+            marginal_scores(prediction, wrong)

@@ -1,6 +1,7 @@
 """Training: exact posteriors, seeds, isolation, the best epoch kept, plain functions."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pyro
@@ -11,11 +12,17 @@ from conftest import CONTEXT, GUIDES, HORIZON, make_model, make_panel
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from eve_pyro.data import make_windows
+from eve_pyro.data import make_table, make_windows
+from eve_pyro.guides import ContextMeanField
 from eve_pyro.infer.fit import Training, fit
 from eve_pyro.infer.forecast import forecast
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.scores import evaluate
+from eve_pyro.likelihoods import CategoricalReadout
+from eve_pyro.models import Regression
+from eve_pyro.nets import MLPDecoder, MLPEncoder
+from eve_pyro.neuron import EveLayer
+from eve_pyro.priors import StandardPrior
 
 QUICK = Training(epochs=2, batch_size=64, progress=False)
 
@@ -279,3 +286,44 @@ def test_evaluating_leaves_every_modules_mode_alone(windows):
     model.encoder.branch.eval()
     evaluate(model, guide, windows.test, num_draws=4)
     assert (model.training, model.encoder.training, model.encoder.branch.training) == (True, True, False)
+
+
+def test_a_site_that_the_guide_adds_at_forecast_time_is_named(windows):
+    model, _ = pair()
+
+    def guide(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2), pyro.plate("eve.units", 5, dim=-1):
+            loc = pyro.param("loc", torch.zeros(5, 1, 1))
+            name = "zz" if future is None else "eve.z"
+            pyro.sample(name, dist.Normal(loc.expand(len(context), 5, 1, 1), 1.0).to_event(2))
+
+    calls = (
+        lambda: fit(model, guide, windows, training=QUICK),
+        lambda: evaluate(model, guide, windows.test, 4),
+        lambda: forecast(model, guide, windows.test.every(20)),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"without a future the guide samples 'zz', which is no latent site"):
+            call()
+
+
+def test_a_site_that_the_guide_lacks_is_named_where_the_joint_score_needs_it(windows):
+    model, _ = pair(readout="normal")
+    with pytest.raises(ValueError, match=r"does not sample the model's site 'eve\.z' with a future"):
+        evaluate(model, lambda context, future=None: None, windows.test, 4)
+
+
+def test_classes_are_watched_by_their_log_score():
+    rows = pd.DataFrame({"a": torch.randn(200).tolist()})
+    splits = make_table(rows.assign(kind=["low" if a < 0 else "high" for a in rows["a"]]), "kind", classify=True)
+    layer = EveLayer(StandardPrior(3), 3)
+    model = Regression(MLPEncoder(1, 8), layer, CategoricalReadout(MLPDecoder(3, 8), 2), 1)
+    guide = ContextMeanField(model)
+    result = fit(model, guide, splits, training=Training(epochs=30, batch_size=32, learning_rate=0.05, progress=False))
+    assert result.best_epoch == result.history["val_log_score"].idxmin()
+    assert "val_crps" not in result.history
+    scores = evaluate(model, guide, splits.test, 20)
+    assert set(scores) >= {"accuracy", "log_score", "joint_log_score"}
+    assert scores["accuracy"] > 0.8
+    with pytest.raises(ValueError, match=r"from 0 to 1; found 1\.5"):
+        evaluate(model, guide, replace(splits.test, future=splits.test.future * 1.5), 4)

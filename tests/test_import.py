@@ -9,7 +9,7 @@ import eve_pyro
 
 SNAPSHOT = """
     import logging, os, pkgutil, importlib, warnings
-    import numpy as np, pandas as pd, pyro, torch, matplotlib
+    import numpy as np, pandas as pd, pyro, scipy.stats, torch, matplotlib
     import pyro.settings
 
     def snapshot():

@@ -141,7 +141,7 @@ def test_tables_train_with_every_guide(guide, classes):
 def test_labels_out_of_range_are_refused():
     readout = CategoricalReadout(MLPDecoder(4, 8), 3)
     for label in (-1.0, 3.0, 0.5):
-        with pytest.raises(ValueError, match="classes are whole numbers from 0 to 2"):
+        with pytest.raises(ValueError, match=f"classes are whole numbers from 0 to 2; found {label:g}"):
             readout.surprise(torch.tensor([[0.0], [label]]), torch.zeros(2, 1, 4))
     with pytest.raises(ValueError, match="at least 2 classes"):
         CategoricalReadout(MLPDecoder(4, 8), 1)
@@ -149,7 +149,7 @@ def test_labels_out_of_range_are_refused():
 
 def test_ranks_patches_and_stacks_out_of_range_are_refused():
     for options, message in (
-        ({"guide": "low_rank", "rank": 5}, "the rank across 4 units is 1 to 4, not 5"),
+        ({"guide": "low_rank", "rank": 5}, "the rank across 4 units is 1 to 4, a whole number, not 5"),
         ({"model": "trajectory", "patches": 7}, "needs 2 to 6 patches, not 7"),
         ({"model": "trajectory", "patches": 4, "readout": "normal"}, "no multiple of 4 patches"),
         ({"latent_dim": 0}, "latent_dim = 0"),

@@ -9,6 +9,7 @@ import torch
 from conftest import CONTEXT, HORIZON, UNITS, make_model, shaken
 from pyro import poutine
 
+from eve_pyro.guides import LowRank
 from eve_pyro.likelihoods import FactorReadout, NormalReadout, StudentTReadout, bounded_scale
 from eve_pyro.nets import InstanceNorm, LinearEncoder, MLPDecoder
 from eve_pyro.neuron import EveLayer
@@ -158,3 +159,18 @@ def test_a_horizon_below_one_is_refused():
     model = make_model()
     with pytest.raises(ValueError, match="horizon"):
         type(model)(model.encoder, model.layer, model.readout, 0)
+
+
+@pytest.mark.parametrize("prior", [LearnedPrior(1), LearnedPrior(UNITS, 2), StandardPrior(UNITS + 1)])
+def test_a_prior_of_another_shape_than_its_layer_is_refused(prior):
+    layer = EveLayer(prior, UNITS)
+    with (
+        pyro.plate("windows", 3, dim=-2),
+        pytest.raises(ValueError, match=rf"num_units={UNITS} and latent_dim=1, and a prior of batch .* and event"),
+    ):
+        layer(torch.zeros(3, 1, 12))
+
+
+def test_a_rank_that_is_no_whole_number_is_refused():
+    with pytest.raises(ValueError, match=r"a whole number, not 2\.5"):
+        LowRank(make_model(), rank=2.5)

@@ -5,10 +5,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import UNITS, B
-from programs import Plain, latent, stack, windows
+from programs import Plain, latent, observe, stack, windows
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
+from eve_pyro.distributions import AR1
 from eve_pyro.guides import AmortizedGuide, Head
 from eve_pyro.testing import check_guide
 
@@ -166,3 +167,46 @@ def test_an_autoguide_keeps_a_posterior_by_place():
 def test_a_guide_is_not_blamed_for_its_models_faults():
     with pytest.raises(ValueError, match="the model's site 'w' stands in no plate"):
         check_guide(latent(dist.Normal(0.0, 1.0)), Plain().guide, windows())
+
+
+def test_a_guides_mask_is_named():
+    pair = Plain()
+    with pytest.raises(ValueError, match="'z' is masked where the model's is not"):
+        check_guide(pair.model, pyro.poutine.mask(pair.guide, mask=False), windows())
+    check_guide(pyro.poutine.mask(pair.model, mask=True), pair.guide, windows())
+
+
+def test_a_unit_that_reads_nothing_is_named():
+    def posterior(loc, scale):
+        mask = torch.arange(UNITS) != 2
+        return dist.Normal(loc * mask, (scale.log() * mask).exp())
+
+    with pytest.raises(ValueError, match=r"'z' is the same in every window for the units \[2\]"):
+        check_guide(Plain().model, Plain(posterior=posterior).guide, windows())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": -1.0}, "an AR\\(1\\) whose scale must lie above 0"),
+        ({"innovation": -1.0}, "an AR\\(1\\) whose innovation must lie above 0"),
+        ({"phi": torch.nan}, "an AR\\(1\\) whose phi is not finite"),
+    ],
+)
+def test_a_paths_arguments_are_named(options, message):
+    def path(loc):
+        args = {name: torch.full((1, 1), value) for name, value in ({"phi": 0.5, "scale": 1.0} | options).items()}
+        return AR1(loc, **args, validate_args=False)
+
+    def model(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2):
+            with pyro.plate("units", UNITS, dim=-1):
+                pyro.sample("z", AR1(torch.zeros(2, 1), torch.full((1, 1), 0.5), torch.ones(1, 1)))
+            observe(context, future)
+
+    def guide(context, future=None):
+        with pyro.plate("windows", len(context), dim=-2), pyro.plate("units", UNITS, dim=-1):
+            pyro.sample("z", path(context[:, :, :2].unsqueeze(-1).expand(-1, UNITS, -1, -1)))
+
+    with pytest.raises(ValueError, match=message):
+        check_guide(model, guide, windows())

@@ -105,3 +105,34 @@ def test_a_models_fault_is_named(fault):
     model = Plain(**broken).model if isinstance(broken, dict) else broken() if broken is Unread else broken
     with pytest.raises(ValueError, match=message):
         check_model(model, windows())
+
+
+def test_a_model_that_reads_the_future_is_named():
+    class Leak(Plain):
+        def model(self, context, future=None):
+            self.prior = lambda: dist.Normal(0.0 if future is None or self.into == "y" else future[:, :1], 1.0)
+            self.likelihood = lambda loc, noise: dist.Normal(
+                loc if future is None or self.into == "z" else 0.1 * loc + 0.9 * future.unsqueeze(-2), noise
+            ).to_event(1)
+            super().model(context, future)
+
+    for into in ("y", "z"):
+        leak = Leak()
+        leak.into = into
+        pyro.clear_param_store()
+        with pytest.raises(ValueError, match=f"'{into}' .*it may depend on the future only through obs"):
+            check_model(leak.model, windows())
+
+
+def test_a_gradient_that_is_always_zero_is_named():
+    pair = Plain(read=lambda features: 0 * features.unsqueeze(-2))
+    with pytest.raises(ValueError, match=r"reaches the parameter 'loadings\$\$\$weight': its gradient is 0"):
+        check_model(pair.model, windows())
+
+
+def test_parameters_that_are_no_numbers_are_named():
+    model = make_model()
+    with torch.no_grad():
+        model.readout.loc.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"'model.readout.loc.weight' is not finite"):
+        check_model(model, windows())

@@ -275,3 +275,23 @@ def test_a_mean_field_is_too_sure_of_every_step(learned):
     variance, exact = learned.mean_field.variance.mean(0)[0, :, 0], learned.precision.inverse().diagonal()
     torch.testing.assert_close(variance, 1 / learned.precision.diagonal(), rtol=0.05, atol=0)
     assert (variance < 0.9 * exact).all()
+
+
+def test_a_fresh_chain_is_its_prior_also_where_the_deviations_grow():
+    encoder = LinearEncoder(CONTEXT, 6, 8)
+    marginals = ContextualPrior(encoder.out_features, N)
+    with torch.no_grad():
+        marginals.log_scale.weight.normal_()
+    layer = EveLayer(AR1Prior(marginals, N, 0.95), N)
+    model = Trajectory(encoder, layer, FactorReadout(layer, encoder.out_features, H), H, num_patches=5)
+    with torch.no_grad():
+        model.patches.normal_()
+    guide, batch, elbo = Autoregressive(model).eval(), (torch.randn(B, 1, CONTEXT), torch.randn(B, H)), LocalELBO()
+    prior = layer.prior(model.eval().evidence(*batch).state)
+    assert prior.transition.max() > 2
+    elbo.loss(model, guide, *batch)
+    torch.testing.assert_close(elbo.terms.units["eve.z"].kl, torch.zeros(B, N), rtol=0, atol=1e-6)
+    loss = elbo.differentiable_loss(model, shaken(guide, 0.2), *batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in guide.parameters())

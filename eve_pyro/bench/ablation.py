@@ -1,6 +1,6 @@
 """Ablations: the same model, seeds and budget with one thing swapped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,41 @@ import pandas as pd
 
 from eve_pyro import plots
 from eve_pyro.bench.compare import summarise
+from eve_pyro.bench.regimes import IDLE
 from eve_pyro.bench.trials import Say, Trial, run_trials
-from eve_pyro.config import load_recipe
+from eve_pyro.config import Config, load_recipe
 from eve_pyro.data import Panel
 
 LABELS = ("swapped", "value")
+SAMPLED = "kl_sampled"
+UNSWAPPABLE = {
+    "seed": "name what to train with --seeds",
+    "progress": "it changes nothing that is learned",
+    "accelerator": "it changes nothing that is learned",
+}
 SHOWN = ("crps", "joint_log_score", "energy_score", "mse", "val_active", "val_kl", "seconds")
+
+
+NEEDS: dict[str, tuple[str, Callable[[Config], bool]]] = {  # what an option acts through: else it changes nothing
+    "depth": ("model 'stack'", lambda config: config.model.model == "stack"),
+    "patches": ("model 'trajectory'", lambda config: config.model.model == "trajectory"),
+    "phi": ("an AR(1) prior", lambda config: config.model.prior.endswith("ar1")),
+    "learn_phi": ("an AR(1) prior", lambda config: config.model.prior.endswith("ar1")),
+    "pooling": ("latent_dim above 1", lambda config: config.model.latent_dim > 1),
+    "head_scale": ("a decoded readout", lambda config: config.model.readout != "factor"),
+    "rank": ("guide 'low_rank'", lambda config: config.guide.guide == "low_rank"),
+    "guide_scale": ("guide 'context'", lambda config: config.guide.guide == "context"),
+    "alpha": ("objective 'predictive'", lambda config: config.objective.objective == "predictive"),
+    "objective": (
+        "num_particles above 1, a mixture of one draw being the elbo",
+        lambda config: config.objective.objective != "mixture" or config.objective.num_particles > 1,
+    ),
+    "stride": ("a path above 1", lambda config: config.data.path > 1),
+    "c_min": ("the thermostat", lambda config: config.control.thermostat),
+    "c_max": ("the thermostat", lambda config: config.control.thermostat),
+    "ar_phi": ("lambda_ar above 0", lambda config: config.control.lambda_ar > 0),
+    "patience": ("a monitor other than 'last'", lambda config: config.training.monitor != "last"),
+}
 
 
 def ablation_trials(
@@ -25,10 +54,13 @@ def ablation_trials(
     The option ``recipe`` swaps the whole recipe, under the same overrides.
 
     ``swapped`` and ``value`` label a trial; the base's own values are not trained again. Raises ValueError for unknown
-    options and values, and where nothing is swapped.
+    options and values, for those that change nothing in the base, and where nothing is swapped.
     """
     if "seed" in overrides:
         raise ValueError("name what to train with --seeds, not --seed")
+    for option in swaps:
+        if option in UNSWAPPABLE:
+            raise ValueError(f"--vary {option}: {UNSWAPPABLE[option]}")
     base = load_recipe(recipe, dict(overrides))
     variants = [("base", recipe, base)]
     for option, values in swaps.items():
@@ -36,9 +68,12 @@ def ablation_trials(
             swap = {} if option == "recipe" else {option: value}
             config = load_recipe(recipe if swap else value, {**overrides, **swap})
             if config != base:
+                _check_acts(option, value, config)
                 variants.append((option, value, config))
     if len(variants) == 1:
         raise ValueError("nothing is swapped: name values other than the base's, such as --guides conjugate,low_rank")
+    for seed in seeds:
+        load_recipe(recipe, {**overrides, "seed": seed})  # says what a seed may be
     return [
         Trial({"swapped": option, "value": value}, replace(config, training=replace(config.training, seed=seed)))
         for option, value, config in variants
@@ -46,13 +81,26 @@ def ablation_trials(
     ]
 
 
+def _check_acts(option: str, value: str, config: Config) -> None:
+    """Raise ValueError for an option without effect in ``config``, which would be the base trained again."""
+    what, acts = NEEDS.get(option, ("", None))
+    if option in IDLE.get(config.control.regime, set()):
+        what, acts = f"another regime than {config.control.regime!r}", lambda _: False
+    if acts is not None and not acts(config):
+        raise ValueError(f"{option} = {value!r} changes nothing here: it needs {what}")
+
+
 def ablate(panel: Panel, trials: Sequence[Trial], out: Path, num_draws: int, say: Say = print) -> pd.DataFrame:
     """Run ``trials`` and write ``ablation.csv`` (a row a run), ``summary.csv`` and ``ablation.png`` into ``out``.
 
-    Returns the summary: mean, spread, and paired difference to the base, by variant.
+    Returns the summary: mean, spread, and paired difference to the base, by variant, and in ``kl_sampled`` whether
+    ``val_kl`` is an estimate from draws, for lack of a closed form.
     """
     rows = run_trials(panel, trials, out / "ablation.csv", num_draws, say)
     summary = summarise(rows, LABELS, SHOWN)
+    sampled = rows["kl_sampled"] if "kl_sampled" in rows else pd.Series(pd.NA, index=rows.index)
+    by_variant = sampled.groupby([rows[name] for name in LABELS], sort=False, dropna=False).first()
+    summary.insert(len(LABELS), SAMPLED, by_variant.to_numpy())
     summary.to_csv(out / "summary.csv", index=False)
     plots.difference_bars(summary, LABELS, ("crps", "joint_log_score", "energy_score")).savefig(out / "ablation.png")
     return summary

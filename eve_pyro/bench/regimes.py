@@ -11,7 +11,7 @@ import pandas as pd
 from eve_pyro import plots
 from eve_pyro.bench.compare import summarise
 from eve_pyro.bench.trials import Say, Trial, run_trials
-from eve_pyro.config import load_recipe
+from eve_pyro.config import load_recipe, option_named
 from eve_pyro.control.steering import Steering
 from eve_pyro.data import Panel
 
@@ -69,11 +69,14 @@ def compare_regimes(panel: Panel, trials: Sequence[Trial], out: Path, num_draws:
 
 
 def parse_vary(options: Sequence[str]) -> dict[str, list[str]]:
-    """Read ``NAME=V1,V2,...`` options; ValueError for another form and for a name or value given twice."""
+    """Read ``NAME=V1,V2,...`` options, the name an option's own or its flag's.
+
+    Raises ValueError for another form and for a name or value given twice.
+    """
     vary: dict[str, list[str]] = {}
     for option in options:
         name, _, values = option.partition("=")
-        name, parts = name.strip().replace("-", "_"), [part.strip() for part in values.split(",")]
+        name, parts = option_named(name.strip()), [part.strip() for part in values.split(",")]
         if not name or not all(parts) or len(set(parts)) < len(parts) or name in vary:
             raise ValueError(f"--vary takes NAME=V1,V2,... with each name and value once, not {option!r}")
         vary[name] = parts

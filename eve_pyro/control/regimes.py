@@ -12,7 +12,7 @@ from eve_pyro.control.band import BandPenalty, ramp
 from eve_pyro.control.laws import ALIVE, homeostat_factors, projection_factors
 from eve_pyro.control.layer import LayerControl
 from eve_pyro.control.persistence import ArPenalty
-from eve_pyro.control.steering import Steering
+from eve_pyro.control.steering import MOVES_ROWS, Steering
 from eve_pyro.diagnostics.census import Tally, UnitFigures
 from eve_pyro.infer.loop import Callback, L
 from eve_pyro.infer.terms import UnitTerms
@@ -46,7 +46,7 @@ class Control(Callback):
     @property
     def moves_rows(self) -> bool:
         """Whether the regime acts on the guide's rows."""
-        return self.steering.regime in ("projection", "homeostasis")
+        return self.steering.regime in MOVES_ROWS
 
     def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
         """Check that the regime can act, and add the penalty."""

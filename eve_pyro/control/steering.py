@@ -8,6 +8,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from eve_pyro.infer.training import checked, option
 
+MOVES_ROWS = ("projection", "homeostasis")  # the regimes that act on the guide's rows
+
 
 @dataclass(frozen=True)
 class Steering:

@@ -45,7 +45,7 @@ class Census(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Any) -> None:
         """Log the epoch's census of both splits; units that drifted are those of the whole epoch."""
-        score = float(trainer.callback_metrics.get("val_crps", math.nan))
+        score = float(trainer.callback_metrics.get("val_crps", trainer.callback_metrics.get("val_log_score", math.nan)))
         train, validation = self._everywhere(trainer, self.epoch), self._everywhere(trainer, self.validation)
         gained = score < self.best
         drifted = {

@@ -55,7 +55,9 @@ def window_signals(
             found |= _divergence("before", model, guide, context) | _divergence("after", model, guide, context, future)
             parts.append(pd.DataFrame({name: values.cpu().numpy() for name, values in found.items()}))
     scores = window_scores(model, guide, windows, num_draws, batch_size, seed)
-    return pd.concat(parts, ignore_index=True).assign(**{name: scores[name].numpy() for name in ERRORS})
+    return pd.concat(parts, ignore_index=True).assign(
+        **{name: scores[name].numpy() for name in ERRORS if name in scores}
+    )
 
 
 def path_spread(prediction: Predictive) -> Tensor:

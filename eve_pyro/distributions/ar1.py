@@ -27,7 +27,8 @@ class AR1(TorchDistribution):
     here is computed from, in log2(T) vectorised steps where a recurrence must be solved.
 
     Shapes: ``loc`` (..., T, K); ``phi``, ``scale`` and ``innovation`` broadcast against it, their steps axis (-2) being
-    1 or T. |phi| < 1, scale > 0, innovation > 0, at unused steps as well: phi_1 and innovation_1 have no effect.
+    1 or T, or they are numbers. scale > 0, innovation > 0 and, without ``innovation``, |phi| < 1, at unused steps as
+    well: phi_1 and innovation_1 have no effect. With ``innovation`` a path may grow: phi is any number.
 
     Raises ValueError for shapes that do not broadcast and paths of one step, and, where arguments are validated, for
     values out of bounds.
@@ -36,7 +37,7 @@ class AR1(TorchDistribution):
     # Without innovation, which may be None: torch's own check and repr ask for tensors. _check_values covers it.
     arg_constraints: ClassVar = {
         "loc": constraints.independent(constraints.real, 2),
-        "phi": constraints.independent(constraints.interval(-1.0, 1.0), 2),
+        "phi": constraints.independent(constraints.real, 2),  # below 1 without innovation, see _check_values
         "scale": constraints.independent(constraints.positive, 2),
     }
     support = constraints.independent(constraints.real, 2)
@@ -45,11 +46,13 @@ class AR1(TorchDistribution):
     def __init__(
         self,
         loc: Tensor,
-        phi: Tensor,
-        scale: Tensor,
-        innovation: Tensor | None = None,
+        phi: Tensor | float,
+        scale: Tensor | float,
+        innovation: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        phi, scale = _tensor(phi, loc), _tensor(scale, loc)
+        innovation = None if innovation is None else _tensor(innovation, loc)
         given = {"loc": loc, "phi": phi, "scale": scale, "innovation": innovation}
         shape = _path_shape({name: value for name, value in given.items() if value is not None})
         if self._validate_args if validate_args is None else validate_args:
@@ -176,6 +179,10 @@ def _solve(transition: Tensor, shocks: Tensor) -> Tensor:
     return shocks
 
 
+def _tensor(value: Tensor | float, like: Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
 def _path_shape(given: dict[str, Tensor]) -> Size:
     """Return the shape (..., T, K) that the arguments broadcast to."""
     try:
@@ -196,7 +203,8 @@ def _with_event(value: Tensor, event: Size) -> Tensor:
 
 
 def _check_values(phi: Tensor, scale: Tensor, innovation: Tensor | None) -> None:
-    _require("|phi| < 1", phi, phi.abs() < 1, "squash it, with tanh for one")
+    if innovation is None:
+        _require("|phi| < 1", phi, phi.abs() < 1, "squash it, with tanh for one")
     _require("a scale > 0", scale, scale > 0, "take its exp or softplus")
     if innovation is not None:
         _require("an innovation > 0", innovation, innovation > 0, "take its exp or softplus")

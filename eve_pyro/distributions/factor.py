@@ -23,8 +23,9 @@ class FactorNormal(TorchDistribution):
         y_h | a ~ Normal(loc_h + scale_h * B_h a, (scale_h * k_h)^2)
 
     so that p(y_h) = Normal(loc_h, scale_h^2) exactly when a ~ Normal(0, I), whatever the loadings, and p(y) is a normal
-    with correlation B B' + diag(k^2). Where the units' path runs over P patches of the horizon, step h reads the
-    activity and the gain of its own patch, h P // H.
+    with correlation B B' + diag(k^2). Under another Gaussian activity (a learned or contextual prior, pooling ``sum``
+    or ``mean`` over K > 1) the marginals are normals of another location and deviation. Where the units' path runs over
+    P patches of the horizon, step h reads the activity and the gain of its own patch, h P // H.
 
     Shapes: ``loc`` and ``scale`` (B, 1, H), ``loadings`` (H, N) or (B, H, N), ``gain`` (B, P, N), ``activity``
     (..., B, P, N). ``site`` names the latent whose last P path steps the activity comes from, and ``pool_weight`` how:

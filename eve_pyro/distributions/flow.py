@@ -14,8 +14,10 @@ class FlowUnits(TorchDistribution):
     """z_t = f(x_t) for x ~ Normal(loc, scale^2), with f a chain of Pyro's transforms over the N K latents of a step.
 
     Batch (..., N), event (T, K), so that it stands in a units plate; ``log_prob`` (..., N) sums over units to the joint
-    log density, the log determinant shared out evenly. Moments have no closed form: ``mean`` is the image of the base's
-    location, ``variance`` an estimate from the same 16 draws of the base at every look, without gradient.
+    log density: each unit's base density at its own latents, and the log determinant shared out evenly. So the shares
+    of a sampled KL add up to the joint one, but a single share has no meaning of its own and may be negative. Moments
+    have no closed form: ``mean`` is the image of the base's location, ``variance`` an estimate from the same 16 draws
+    of the base at every look, without gradient.
     """
 
     arg_constraints: ClassVar = {}

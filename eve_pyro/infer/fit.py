@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.loop import Callback, L, ModelCheckpoint, RichProgressBar, TensorBoardLogger
-from eve_pyro.infer.programs import check_accelerator, check_weights, store_parameters
+from eve_pyro.infer.predictive import forecast_trace, is_categorical, observation, refuse_added_sites, values
+from eve_pyro.infer.programs import check_accelerator, check_weights, device_of, evaluating, store_parameters
 from eve_pyro.infer.task import Task
 from eve_pyro.infer.training import Training
 from eve_pyro.protocols import Controller, Guide, Model, Rows, RowSplits
@@ -63,6 +64,8 @@ def fit(
     and, after each epoch, a checkpoint go there; ``resume`` goes on from that checkpoint, if there is one, and ends as
     a training that was never stopped. Started by ``torchrun``, the processes share each batch (see ``processes``).
 
+    Of classes, whose CRPS means nothing, ``monitor="crps"`` watches the validation log score.
+
     The global random state is left as it was; a seed repeats exactly on one machine. Raises ValueError where nothing
     can be trained, where a checkpoint does not fit, or where the loss is not finite before any epoch was good; later,
     the best epoch is kept.
@@ -75,12 +78,13 @@ def fit(
         raise ValueError("resume needs the log_dir that holds the checkpoint")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    monitor = None if training.monitor == "last" else f"val_{training.monitor}"
-    history, keeper = History(folder), Keeper(monitor)
     with torch.random.fork_rng(), _quiet_lightning():
         stored = store_parameters(model, guide, *windows.train[:2])
+        scored = _scored(model, guide, windows)
+        monitor = {"last": None, "crps": f"val_{scored[0]}"}.get(training.monitor, f"val_{training.monitor}")
+        history, keeper = History(folder), Keeper(monitor)
         torch.manual_seed(training.seed)
-        task = Task(model, guide, elbo, training, stored)
+        task = Task(model, guide, elbo, training, stored, scored)
         _check_parameters(task)
         trainer = L.Trainer(
             accelerator=training.accelerator,
@@ -112,7 +116,18 @@ def fit(
             program.eval()
     tables = history.tables(trainer)
     assert keeper.epoch is not None
-    return Fit(tables.pop("history"), tables, keeper.epoch, history.seconds, _why(task, trainer, training))
+    return Fit(tables.pop("history"), tables, keeper.epoch, history.seconds, _why(task, trainer, training, monitor))
+
+
+def _scored(model: Model, guide: Guide, windows: RowSplits) -> tuple[str, ...]:
+    """Return what validation scores the forecasts by, the first being what is monitored.
+
+    Raises ValueError for a guide that samples, without a future, what the model has not.
+    """
+    with evaluating(model, guide, seed=0):
+        model_trace, guide_trace = forecast_trace(model, guide, windows.train[:2].context.to(device_of(model)))
+        refuse_added_sites(model_trace, guide_trace)
+    return ("log_score", "accuracy") if is_categorical(values(observation(model_trace))) else ("crps",)
 
 
 def processes() -> dict[str, Any]:
@@ -157,8 +172,8 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if type(error) is not SystemExit:  # a SIGTERM ends the process, as asked
-            raise
+        if type(error) is not SystemExit:  # a SIGTERM ends the process, as asked; Lightning's own code would be 0
+            raise SystemExit(128 + signal.SIGTERM) from None
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
 
@@ -228,9 +243,9 @@ def _checkpoint(folder: Path, task: Task) -> Path | None:
     return path
 
 
-def _why(task: Task, trainer: L.Trainer, training: Training) -> str:
+def _why(task: Task, trainer: L.Trainer, training: Training, monitor: str | None) -> str:
     if task.not_finite is not None:
         return f"the loss was not finite at step {task.not_finite}; the best epoch before it was kept"
     if trainer.current_epoch < training.epochs:
-        return f"no better val_{training.monitor} in {training.patience} epochs"
+        return f"no better {monitor} in {training.patience} epochs"
     return "all epochs done"

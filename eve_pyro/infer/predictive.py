@@ -73,12 +73,25 @@ def latent_sites(model_trace: Trace) -> dict[str, Any]:
 def forecast_latents(model_trace: Trace, guide_trace: Trace) -> dict[str, TorchDistribution | None]:
     """Return the distribution each latent has at forecast time: the guide's where it has one, else the prior's.
 
-    None stands for a Delta that passes on an auxiliary draw, as autoguides make them: it is no point.
+    None stands for a Delta that passes on an auxiliary draw, as autoguides make them: it is no point. Raises ValueError
+    for a site of the guide that the model has not, under whatever name it was meant.
     """
     own: dict[str, Any] = dict(guide_trace.nodes)
+    refuse_added_sites(model_trace, guide_trace)
     auxiliary = any(site["type"] == "sample" and site["infer"].get("is_auxiliary") for site in own.values())
     latents = {name: own.get(name, site)["fn"] for name, site in latent_sites(model_trace).items()}
     return {name: None if auxiliary and isinstance(fn, dist.Delta) else fn for name, fn in latents.items()}
+
+
+def refuse_added_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raise ValueError where ``guide(context)`` samples what is no latent site of the model: it would do nothing."""
+    latents = latent_sites(model_trace)
+    for name, site in latent_sites(guide_trace).items():
+        if name not in latents and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"without a future the guide samples {name!r}, which is no latent site of the model ({[*latents]}): "
+                "remove or rename it"
+            )
 
 
 def marginal(fn: TorchDistribution, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
@@ -110,6 +123,11 @@ def values(fn: TorchDistribution) -> TorchDistribution | None:
     if isinstance(fn, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return dist.Normal(fn.mean, fn.stddev, validate_args=False)
     return None
+
+
+def is_categorical(fn: TorchDistribution | None) -> bool:
+    """Return whether ``fn``, as ``values`` returns it, gives numbers of classes, whose distances mean nothing."""
+    return isinstance(fn, torch.distributions.Categorical)
 
 
 def _one_by_one(transform: T.Transform) -> T.Transform | None:

@@ -13,6 +13,7 @@ from eve_pyro import metrics
 from eve_pyro.infer.predictive import (
     Predictive,
     cdf,
+    is_categorical,
     latent_sites,
     predict,
     quantile,
@@ -38,6 +39,9 @@ def evaluate(
     ``joint_log_score`` of a model without a closed form is estimated by importance sampling through the guide with
     ``joint_log_score_draws`` draws; ``joint_log_score_se`` is then its Monte-Carlo standard error. It is an upper bound
     in expectation (Jensen), which more draws tighten. The exact CRPS of a mixture costs ``num_draws`` squared.
+
+    Classes have an ``accuracy``, the share of windows whose most probable class is the right one, and log scores; the
+    other scores, which are of distances, are left out. Raises ValueError for a label that is no class.
     """
     scores = window_scores(model, guide, windows, num_draws, batch_size, seed, progress)
     variance = scores.pop("joint_log_score_variance", None)
@@ -75,8 +79,11 @@ def window_scores(
 def marginal_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
     """Score every value by itself, averaged over the horizon: exact for normals and their mixtures.
 
-    Of other families all but the log score comes from the draws; without a density of single values that is NaN.
+    Of other families all but the log score comes from the draws; without a density of single values that is NaN. Of
+    classes there are the log score and the ``accuracy`` alone.
     """
+    if is_categorical(prediction.values):
+        return _mean(_class_scores(prediction, truth))
     components, paths = prediction.components, prediction.paths
     if components is None:
         log_prob, pit = prediction.log_prob(truth), (paths <= truth).float().mean(0)
@@ -105,8 +112,27 @@ def crps_of(prediction: Predictive, truth: Tensor) -> Tensor:
     return metrics.crps(prediction.paths, truth)
 
 
+def _class_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
+    """Score numbers of classes, each (B, H), by their probabilities, averaged over the draws of the units."""
+    probs: Tensor = prediction.values.probs  # type: ignore[union-attr]  # (..., B, 1, H, C)
+    check_classes(truth, probs.shape[-1])
+    mean = probs.reshape(-1, *probs.shape[-4:]).mean(0)[:, 0]  # (B, H, C)
+    log_prob = prediction.log_prob(truth)
+    assert log_prob is not None
+    return {"log_score": metrics.log_score(log_prob), "accuracy": (mean.argmax(-1) == truth).to(mean.dtype)}
+
+
+def check_classes(labels: Tensor, count: int) -> None:
+    """Raise ValueError for a label that is not the number of one of ``count`` classes."""
+    wrong = labels[~((labels >= 0) & (labels < count) & (labels == labels.round()))]
+    if len(wrong):
+        raise ValueError(f"classes are whole numbers from 0 to {count - 1}; found {wrong[0].item():g}")
+
+
 def path_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
-    """Score the joint paths: the energy score and the CRPS of the horizon's mean, each (B,)."""
+    """Score the joint paths: the energy score and the CRPS of the horizon's mean, each (B,); of classes, nothing."""
+    if is_categorical(prediction.values):
+        return {}
     return {
         "energy_score": metrics.energy_score(prediction.paths, truth),
         "crps_mean": metrics.crps_mean(prediction.paths, truth),
@@ -142,6 +168,11 @@ def importance_log_weights(model: Model, guide: Guide, context: Tensor, future: 
     log_weights = _by_window(observed["fn"].log_prob(observed["value"]), num_draws, len(context))
     for name, site in latent_sites(model_trace).items():
         own: dict[str, Any] = dict(at_forecast.nodes)
+        if name not in guide_trace.nodes:
+            raise ValueError(
+                f"the guide does not sample the model's site {name!r} with a future, so there is nothing to propose "
+                "draws for its joint density by: add it, or condition the model on it"
+            )
         r: Any = own.get(name, site)["fn"]
         q: Any = guide_trace.nodes[name]["fn"]
         if isinstance(q, dist.Delta) and not isinstance(r, dist.Delta):

@@ -26,11 +26,17 @@ class Task(L.LightningModule):
     """Losses a value, terms apart; every epoch with a random state of its own, every validation with the same."""
 
     def __init__(
-        self, model: Model, guide: Guide, elbo: LocalELBO, training: Training, stored: dict[str, Tensor]
+        self,
+        model: Model,
+        guide: Guide,
+        elbo: LocalELBO,
+        training: Training,
+        stored: dict[str, Tensor],
+        scored: tuple[str, ...] = ("crps",),
     ) -> None:
         super().__init__()
         self.model, self.guide, self.elbo, self.training_options = model, guide, elbo, training
-        self.stored = StoreParameters(stored)
+        self.stored, self.scored = StoreParameters(stored), scored
         self.not_finite: int | None = None
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
@@ -53,17 +59,19 @@ class Task(L.LightningModule):
         self._seed(VALIDATION)
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Log the same terms without gradients, and the CRPS of the forecast."""
+        """Log the same terms without gradients, and the forecast's scores: the CRPS, or those of classes."""
         with pyro.validation_enabled(False):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *batch) / batch.future.numel()
             self._log_terms("val", loss.detach(), batch)
-            crps = torch.full_like(loss, math.nan)
+            scores = dict.fromkeys(self.scored, torch.full_like(loss, math.nan))
             # Weights can be lost while the loss is still a number: no covariance comes of them.
             with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 if torch.isfinite(loss):
                     prediction = predict(self.model, self.guide, batch.context, VALIDATION_DRAWS)
-                    crps = marginal_scores(prediction, batch.future)["crps"].mean()
-        self.log("val_crps", crps, batch_size=len(batch.future), prog_bar=True, sync_dist=True)
+                    found = marginal_scores(prediction, batch.future)
+                    scores = {name: found[name].mean() for name in self.scored}
+        named = {f"val_{name}": value for name, value in scores.items()}
+        self.log_dict(named, batch_size=len(batch.future), prog_bar=True, sync_dist=True)
 
     def on_after_backward(self) -> None:
         """Refuse, at the first step, to leave parameters of the param store as they are without a word."""

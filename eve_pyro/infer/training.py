@@ -40,7 +40,7 @@ class Training:
     clip: Annotated[float, Gt(0), Le(1e6)] = option(1.0, "Largest norm of a gradient.")
     patience: Annotated[int, Ge(1)] = option(5, "Epochs without a better validation score before stopping.")
     monitor: Literal["crps", "loss", "last"] = option(
-        "crps", "Which epoch is kept: best val_crps, best val_loss, or last."
+        "crps", "Which epoch is kept: best val_crps (of classes, val_log_score), best val_loss, or last."
     )
     validation_windows: Annotated[int, Ge(1)] = option(2048, "Validation windows scored each epoch, evenly spaced.")
     seed: Annotated[int, Ge(0), Lt(2**63)] = option(0, "Seed of initial weights, shuffling and draws.")

@@ -22,19 +22,12 @@ def pit_histogram(pit: pd.DataFrame, twin: pd.DataFrame | None = None, bins: int
     edges = np.linspace(0, 1, bins + 1)
     density = np.histogram(pit["pit"], edges, density=True)[0]
     ax.stairs(density, edges, fill=True, color=BLUE, alpha=0.5, lw=0, label="forecasts")
-    label = f"95 % of the bars of {count} independent values"
+    label = f"chance, 95 % ({count} windows)"
     ax.axhspan(low, high, color=GREY, alpha=0.22, lw=0, label=label, zorder=2)
     ax.axhline(1, color=GREY, lw=0.8)
     if twin is not None:
-        ax.stairs(
-            np.histogram(twin["pit"], edges, density=True)[0],
-            edges,
-            baseline=None,
-            color=ORANGE,
-            ls="--",
-            label="twin",
-            zorder=3,
-        )
+        outline = np.histogram(twin["pit"], edges, density=True)[0]
+        ax.stairs(outline, edges, baseline=None, color=ORANGE, ls="--", label="twin", zorder=3)
     ax.set(xlabel="PIT: where the truth falls in its forecast", ylabel="density", xlim=(0, 1), ylim=(0, None))
     legend_below(figure, *ax.get_legend_handles_labels())
     return figure

@@ -55,7 +55,7 @@ def rank_histograms(found: Calibration) -> Figure:
     bins, total = counts.shape[1], int(counts[0].sum())
     edges, flat = np.linspace(0, 1, bins + 1), total / bins
     low, high = (float(binom.ppf(level, total, 1 / bins)) / flat for level in (0.025, 0.975))
-    ax.axhspan(low, high, color=GREY, alpha=0.25, lw=0, label="95 % of the bars by chance")
+    ax.axhspan(low, high, color=GREY, alpha=0.25, lw=0, label="chance, 95 %")
     ax.axhline(1, color=GREY, lw=0.8)
     styles = {"latent": (INK, 0.5, 0.25), "projection": (BLUE, 1.3, 1.0), "log_likelihood": (ORANGE, 1.6, 1.0)}
     for quantity, (colour, width, alpha) in styles.items():

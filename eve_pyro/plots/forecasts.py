@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from eve_pyro.data import Windows
 from eve_pyro.infer.forecast import Forecast, truth
-from eve_pyro.plots.style import BLUE, GREY, INK, ORANGE, grid, legend_below
+from eve_pyro.plots.style import BLUE, GREY, INK, ORANGE, grid, legend_below, plain
 
 SHOWN_PAST = 2  # horizons of context before a forecast
 
@@ -55,7 +55,7 @@ def _fan(ax: Axes, forecast: Forecast, number: int, num_paths: int) -> None:
 
 def _origin(windows: Windows, number: int) -> str:
     """Name a window: its series and, where there are dates, the first one forecast."""
-    name, first = windows.panel.names[int(windows.series[number])], windows.timestamps(number)[0]
+    name, first = plain(windows.panel.names[int(windows.series[number])]), windows.timestamps(number)[0]
     return f"{name}, from {first:%d %b %Y}" if isinstance(first, pd.Timestamp) else f"{name}, from {first}"
 
 

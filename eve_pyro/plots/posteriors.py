@@ -12,12 +12,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eve_pyro.plots.style import BLUE, GREY, INK, ORANGE, grid, heat, legend_below
+from eve_pyro.plots.style import BLUE, GREY, INK, ORANGE, grid, heat, legend_below, plain
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
-LEVELS = (0.05, 0.5, 0.95)
+ENDS = (0.05, 0.95)
 GRID = 200  # places at which a density is drawn
 FAR = 3.0  # where the colours of a heat map end
 FEW = 8  # panels in which units are told apart
@@ -32,20 +32,18 @@ def unit_forest(tree: "DataTree", site: str | None = None, window: int | None = 
     """
     posterior = _draws(tree, "posterior", site, window)
     prior = _draws(tree, "prior", site, window) if "prior" in tree.children else None
-    low, _, high = posterior.quantiles
-    reference = prior.quantiles[[0, 2]] if prior else np.zeros((2, 1, 1))
-    apart = np.abs(np.stack([low, high]) - reference).mean((0, 1))
+    ends, around = posterior.ends, prior.ends if prior else np.zeros((2, 1, 1))
+    apart = np.abs(ends - around).mean((0, 1))
     chosen = np.argsort(-apart)[:most]
     figure, (ax,) = grid(1, 1, height=0.6 + 0.2 * len(chosen))
     places = np.arange(len(chosen))[::-1]
     if prior:
-        ends = prior.quantiles[[0, 2]][:, :, chosen].mean(1)
-        ax.hlines(places, *ends, color=GREY, alpha=0.35, lw=7, label="prior, 90 %")
-    ax.hlines(places, low.mean(0)[chosen], high.mean(0)[chosen], color=BLUE, lw=1.6, label="posterior, 90 %")
+        ax.hlines(places, *around[:, :, chosen].mean(1), color=GREY, alpha=0.35, lw=7, label="prior, 90 %")
+    ax.hlines(places, *ends[:, :, chosen].mean(1), color=BLUE, lw=1.6, label="posterior, 90 %")
     ax.plot(posterior.mean.mean(0)[chosen], places, "o", color=BLUE, ms=4.5, label="posterior mean")
     if window is None:
-        ends = np.quantile(posterior.mean[:, chosen], (0.05, 0.95), axis=0)
-        ax.plot(ends.T, places, "|", color=ORANGE, ms=8, mew=1.4, label=["means of 90 % of the windows", None])
+        means = np.quantile(posterior.mean[:, chosen], ENDS, axis=0)
+        ax.plot(means.T, places, "|", color=ORANGE, ms=8, mew=1.4, label=["means of 90 % of the windows", None])
     ax.axvline(0, color=GREY, lw=0.6)
     ax.set_yticks(places, [posterior.units[unit] for unit in chosen])
     ax.set(xlabel=f"z, {posterior.where(window)}", ylim=(-0.8, len(chosen) - 0.2))
@@ -70,7 +68,7 @@ def unit_trace(tree: "DataTree", units: Sequence[str] | None = None, site: str |
     else:
         chosen = posterior.positions(units)
         figure, axes = grid(len(chosen), 1, height=1.25)
-        low, _, high = posterior.quantiles
+        low, high = posterior.ends
         for ax, unit in zip(axes, chosen, strict=True):
             ax.axhline(0, color=GREY, lw=0.6)
             ax.fill_between(places, low[:, unit], high[:, unit], color=BLUE, alpha=0.2, lw=0, step="mid")
@@ -78,8 +76,7 @@ def unit_trace(tree: "DataTree", units: Sequence[str] | None = None, site: str |
             ax.set_ylabel(posterior.units[unit])
             ax.tick_params(labelbottom=unit == chosen[-1])
     _part_series(figure, tree)
-    last = figure.axes[len(units or [0]) - 1]
-    last.set_xlabel("window, each series in order of time")
+    figure.axes[len(units or [0]) - 1].set_xlabel("window, each series in order of time")
     return figure
 
 
@@ -128,9 +125,9 @@ class _Draws(NamedTuple):
         return mean
 
     @property
-    def quantiles(self) -> np.ndarray:
-        """The quantiles at ``LEVELS``, (3, B, N)."""
-        return np.quantile(self.values, LEVELS, axis=0)
+    def ends(self) -> np.ndarray:
+        """The ends of the central 90 % intervals, (2, B, N)."""
+        return np.quantile(self.values, ENDS, axis=0)
 
     def where(self, window: int | None) -> str:
         """Say in words which windows these are."""
@@ -178,9 +175,8 @@ def _part_series(figure: Figure, tree: "DataTree") -> None:
             ax.axvline((places[start - 1] + places[start]) / 2, color=INK, lw=0.6, ls=":")
     for start, end in zip(starts, np.append(starts[1:], len(series)), strict=True):
         middle = (places[start] + places[end - 1]) / 2
-        panels[0].text(
-            middle, 1.02, series[start], transform=panels[0].get_xaxis_transform(), ha="center", va="bottom", fontsize=9
-        )
+        name, place = plain(str(series[start])), panels[0].get_xaxis_transform()
+        panels[0].text(middle, 1.02, name, transform=place, ha="center", va="bottom", fontsize=9)
 
 
 def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,11 @@ def grid(count: int, columns: int, height: float = 2.6) -> tuple[Figure, list[Ax
     return figure, axes
 
 
+def plain(name: str) -> str:
+    """Return a name of the user's as text: no part of it is a formula."""
+    return name.replace("$", r"\$")
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int | None = None) -> None:
     """Put one legend for all panels below them, in one row unless ``columns`` are given."""
     ncols = columns or len(labels)

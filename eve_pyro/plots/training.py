@@ -13,16 +13,17 @@ from eve_pyro.plots.style import BLUE, GREEN, ORANGE, STATE_COLOURS, edges, grid
 
 
 def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw loss and validation CRPS by epoch of each history, by name."""
+    """Draw loss and validation CRPS, or the log score of classes, by epoch of each history, by name."""
     figure, axes = grid(2, 2)
+    score = "val_crps" if all("val_crps" in history for history in histories.values()) else "val_log_score"
     for (name, history), colour in zip(histories.items(), (BLUE, ORANGE, GREEN), strict=False):
         axes[0].plot(history["epoch"] + 1, history["train_loss"], color=colour, ls=":", label=f"{name}, training")
         axes[0].plot(
             history["epoch"] + 1, history["val_loss"], color=colour, marker="o", ms=4, label=f"{name}, validation"
         )
-        axes[1].plot(history["epoch"] + 1, history["val_crps"], color=colour, marker="o", ms=4, label=name)
+        axes[1].plot(history["epoch"] + 1, history[score], color=colour, marker="o", ms=4, label=name)
     axes[0].set_ylabel("loss (nats a value)")
-    axes[1].set_ylabel("validation CRPS (scaled data)")
+    axes[1].set_ylabel("validation CRPS (scaled data)" if score == "val_crps" else "validation log score (nats)")
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -64,11 +64,8 @@ def census(record: Record) -> Section:
         "the prior, and a band of energies says how alive a unit should be. "
     )
     regime = record.run.config.control.regime
-    told += (
-        "Nothing steered the units of this run: bands are a yardstick."
-        if regime == "off"
-        else f"The regime is {regime}."
-    )
+    steered = f"were steered by {regime}" if regime != "off" else "were left alone: the bands are a yardstick"
+    told += f"The units of this run {steered}."
     blocks: list[Block] = [Text(told)]
     for site, layer in last_figures(record.census).groupby("site", sort=False):
         blocks.append(_states(str(site), layer))

@@ -63,7 +63,7 @@ def scores(record: Record) -> Section:
         f"On all {len(record.windows.test):,} test windows, in the scale of the training rows, where every series has "
         "a deviation of 1. Lower is better, but for the coverage; the best figure of each row is bold."
     )
-    table = Table("Scores by forecaster", ["", *(FORECASTERS[name] for name in found)], rows)
+    table = Table("Scores by forecaster", ["", *(FORECASTERS.get(name, name) for name in found)], rows)
     return Section("scores", "Scores", [Text(told), table, *_remarks(record)])
 
 
@@ -105,7 +105,7 @@ def _against(record: Record, key: str) -> str:
     if not others:
         return "lower is better"
     name = "twin" if "twin" in others else min(others, key=lambda other: _distance(key, record.scores[other][key]))
-    return f"{FORECASTERS[name]} {_figure(record.scores[name][key])}"
+    return f"{FORECASTERS.get(name, name)} {_figure(record.scores[name][key])}"
 
 
 def _figure(value: float | None) -> str:

@@ -6,19 +6,22 @@ from io import BytesIO, StringIO
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from eve_pyro import plots
+from eve_pyro.plots.style import BLUE, GREEN, GREY, INK, ORANGE, legend_below
 
 NARROW = 4.0  # inches: a phone's width at about the same size of type
 PANEL = 2.7  # inches a panel is high there
 LARGEST = 400_000  # characters: a drawing above this is turned into a picture of dots
 INKS = {
-    plots.INK: "currentColor", plots.BLUE: "var(--blue)", plots.ORANGE: "var(--orange)", plots.GREEN: "var(--green)",
-    plots.GREY: "var(--grey)", "#000000": "currentColor",
+    INK: "currentColor", "#000000": "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)",
+    GREEN: "var(--green)", GREY: "var(--grey)",
 }  # fmt: skip
-NAMES = re.compile(r'\bid="([^"]+)"')
-LONG = re.compile(r"(?<=[ \"(,LMQCz])(-?\d+\.\d\d)\d+")
+NAME = re.compile(r' id="([^"]+)"')
+REFERENCE = re.compile(r'(?:url\(|xlink:href=")#([^)"]+)')
+FONT = re.compile(r'font: (?:\d+ )?([\d.]+px) [^;"]*')
+NUMBER = re.compile(r'(?<=[ "(,LMQCz])(-?\d+\.\d\d)\d+')
 SVG_OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "eve_pyro"}  # text stays text, and a page repeats
 
 
@@ -45,21 +48,22 @@ def _stack(figure: Figure) -> None:
     for legend in list(figure.legends):
         handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
         legend.remove()
-        plots.legend_below(figure, handles, labels, columns=2)
+        legend_below(figure, handles, labels, columns=2)
 
 
 def _inline(figure: Figure, alt: str, name: str) -> Markup:
+    for patch in (figure.patch, *(ax.patch for ax in figure.axes)):
+        patch.set_visible(False)  # the page is the ground
     text = StringIO()
     with rc_context(SVG_OPTIONS):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
     drawing = _tidied(text.getvalue(), alt, name)
     return drawing if len(drawing) <= LARGEST else _dots(figure, alt)
 
 
 def _dots(figure: Figure, alt: str) -> Markup:
-    """Return a PNG on a ground of its own."""
     data = BytesIO()
-    figure.savefig(data, format="png", facecolor="white")
+    figure.savefig(data, format="png")
     return Markup('<img class="dots" alt="{}" src="data:image/png;base64,{}">').format(
         alt, base64.b64encode(data.getvalue()).decode()
     )
@@ -67,15 +71,18 @@ def _dots(figure: Figure, alt: str) -> Markup:
 
 def _tidied(svg: str, alt: str, name: str) -> Markup:
     """Return matplotlib's SVG for a page: no preamble, names of its own, short numbers, colours the page may change."""
-    body = svg[svg.index("<svg") :]
-    box = re.search(r'viewBox="([^"]+)"', body)
-    body = body[body.index(">") + 1 :]
+    opening, body = svg[svg.index("<svg") :].split(">", 1)
+    box = opening.split('viewBox="')[1].split('"')[0]
     body = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", body, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', body))
-    body = NAMES.sub(lambda found: f'id="{name}-{found[1]}"' if found[1] in used else "", body)
-    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
-    for colour, ink in INKS.items():
-        body = re.sub(rf"{colour}\b", ink, body, flags=re.IGNORECASE)
-    body = LONG.sub(r"\1", re.sub(r'font: (?:\d+ )?([\d.]+px) [^;"]*', r"font-size: \1", body))
-    head = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1] if box else "", escape(alt))
+    used = set(REFERENCE.findall(body))
+    body = re.sub(r"<[^>]+>", lambda tag: _retagged(tag[0], used, name), body)  # and text stays as it is
+    head = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box, escape(alt))
     return head + Markup(re.sub(r"\s*\n\s*", "\n", body))
+
+
+def _retagged(tag: str, used: set[str], name: str) -> str:
+    tag = NAME.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", tag)
+    tag = REFERENCE.sub(lambda found: found[0].replace("#", f"#{name}-").removeprefix("xlink:"), tag)
+    for colour, ink in INKS.items():
+        tag = re.sub(rf"{colour}\b", ink, tag, flags=re.IGNORECASE)
+    return NUMBER.sub(r"\1", FONT.sub(r"font-size: \1", tag))

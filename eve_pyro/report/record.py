@@ -1,7 +1,6 @@
 """What a run folder holds, read and checked, with the data it was trained on."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,15 +110,13 @@ def _metrics(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from None
-    try:
-        names = ("eve", *(["twin"] if (folder / TWIN).is_dir() else []))
-        missing = [key for name in names for key in KEYS if key not in found["test"][name]]
-        missing += [key for key in ("windows",) if not isinstance(found[key], int)]
-        float(found["seconds"]["train_eve"])
-    except (KeyError, TypeError) as error:
-        missing = [str(error).strip("'")]
-    if missing:
-        raise ValueError(f"{path} is of another version: it has no {missing[0]!r}; train the run again")
+    names = ["eve", *(["twin"] if (folder / TWIN).is_dir() else [])]
+    for keys in [("windows",), ("seconds", "train_eve"), *(("test", name, key) for name in names for key in KEYS)]:
+        value = found
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                raise ValueError(f"{path} is of another version: it has no {'.'.join(keys)}; train the run again")
+            value = value[key]
     return dict(found)
 
 
@@ -131,12 +128,9 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
         table = pd.read_csv(path)
     except ValueError as error:  # pandas' own and broken text alike
         raise ValueError(f"cannot read {path}: {error}") from None
-    missing = _missing(table, COLUMNS[name])
-    if missing or table.empty:
-        raise ValueError(f"{path} is of another version: it has no {missing or 'rows'!r}; train the run again")
+    for column in COLUMNS[name]:
+        if column not in table:
+            raise ValueError(f"{path} is of another version: it has no column {column!r}; train the run again")
+    if table.empty:
+        raise ValueError(f"{path} has no rows; train the run again")
     return table
-
-
-def _missing(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Return the first column that a table has not."""
-    return next((column for column in columns if column not in table), "")

@@ -101,6 +101,14 @@ def _of_the_dearest(record: Record, ranked: pd.DataFrame) -> list[Block]:
 
 def knowing(record: Record) -> Section:
     """Show whether the forecasts' own spread foretells their errors, beside the twin's."""
+    try:
+        blocks = _foretold(record)
+    except ValueError as error:  # a spread without bounds
+        blocks = [Note(f"Left out: {error}.")]
+    return Section("uncertainty", "Internal uncertainty", blocks)
+
+
+def _foretold(record: Record) -> list[Block]:
     curves: dict[str, RiskCoverage] = {}
     tables = []
     for name, pair in record.pairs.items():
@@ -115,7 +123,7 @@ def knowing(record: Record) -> Section:
     note = f"From {record.sample(record.test)}. A gain of 1 is the order by the errors themselves, 0 is chance."
     if record.run.twin is None:
         note += " There is no twin to compare with."
-    return Section("uncertainty", "Internal uncertainty", [Text(_knows(curves)), chart, _signals(tables), Note(note)])
+    return [Text(_knows(curves)), chart, _signals(tables), Note(note)]
 
 
 def _knows(curves: dict[str, RiskCoverage]) -> str:
