@@ -1,0 +1,39 @@
+"""Steering the exact posterior, whose rows are the readout's loadings, and leaving a volatility unit alone."""
+
+import pytest
+import torch
+from conftest import make_panel
+
+import eve_pyro as ep
+from eve_pyro.control.regimes import Control
+
+SMALL = {"context_length": 24, "horizon": 6, "units": 4, "hidden": 8, "features": 12, "guide": "conjugate"}
+SMALL |= {"batch_size": 32, "epochs": 15, "monitor": "last", "progress": False, "learning_rate": 1e-3}
+
+
+def energies(pair, windows):
+    table = ep.unit_table(pair.model, pair.guide, windows)
+    return torch.tensor(table[table["site"] == "eve.z"]["energy"].to_numpy())
+
+
+def test_a_units_energy_follows_its_loadings():
+    windows = ep.make_windows(make_panel(), 24, 6)
+    pair = ep.build(ep.load_recipe("factor", SMALL))
+    before, rows = energies(pair, windows.test), pair.guide.unit_rows()["eve.z"]
+    rows.loc[0][2] *= 2.0
+    after = energies(pair, windows.test)
+    assert after[2] > 1.2 * before[2]
+    torch.testing.assert_close(pair.model.readout.loadings.detach()[:, 2], rows.loc[0][2])
+
+
+@pytest.mark.parametrize("volatility", [False, True])
+def test_homeostasis_moves_units_towards_their_band_and_leaves_volatility_alone(volatility):
+    windows = ep.make_windows(make_panel(), 24, 6)
+    away = {}
+    for regime in ("off", "homeostasis"):
+        config = ep.load_recipe("factor", SMALL | {"volatility": volatility})
+        pair, control = ep.build(config), Control(ep.Steering(regime, target=0.02, warmup=10, ramp=10))
+        ep.fit(pair.model, pair.guide, windows, pair.elbo, config.training, callbacks=[control])
+        away[regime] = (energies(pair, windows.validation) / 0.02).log().abs().mean()
+    assert away["homeostasis"] < 0.5 * away["off"]
+    assert set(control.penalty.bands) == {"eve.z"}
