@@ -30,7 +30,7 @@ build/notebooks/%.html: examples/%.py $(PACKAGE) | .venv/.ready
 	mkdir -p $(@D)
 	$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output $(@:.html=.ipynb) $<
 	env -u CI PYTHONWARNINGS="ignore:IProgress not found" $(BIN)/jupyter nbconvert --log-level ERROR \
-		--KernelManager.transport=ipc --coalesce-streams --execute --to notebook --inplace $(@:.html=.ipynb)
+		--coalesce-streams --execute --to notebook --inplace $(@:.html=.ipynb)
 	$(BIN)/jupyter nbconvert --log-level ERROR --to html $(@:.html=.ipynb)
 
 clean:

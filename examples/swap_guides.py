@@ -28,6 +28,7 @@ from eve_pyro.models import Forecaster, Trajectory
 from eve_pyro.nets import LinearEncoder
 from eve_pyro.priors import AR1Prior, StandardPrior
 
+# %matplotlib inline
 pyro.clear_param_store()
 
 CONTEXT, HORIZON, UNITS, AWAKE = 28, 14, 8, 0.05  # nats a window

@@ -27,6 +27,7 @@ from eve_pyro.nets import LinearEncoder, NoNorm
 from eve_pyro.priors import StandardPrior
 from eve_pyro.protocols import Information
 
+# %matplotlib inline
 pyro.clear_param_store()
 pyro.set_rng_seed(0)
 
