@@ -49,23 +49,24 @@ class LinearEncoder(nn.Module):
 
     The moving average of DLinear (Zeng et al., AAAI 2023) splits the context; both parts pass two linear maps without
     an activation between them. ``state`` concatenates ``features`` linear and ``hidden`` nonlinear values, so whatever
-    is linear in the state is a linear forecaster with a nonlinear correction.
+    is linear in the state is a linear forecaster with a nonlinear correction. ``dropout`` falls on both.
     """
 
-    def __init__(self, context_length: int, hidden: int = 256, features: int = 512, dropout: float = 0.05) -> None:
+    def __init__(self, context_length: int, hidden: int = 256, features: int = 512, dropout: float = 0.1) -> None:
         super().__init__()
         self.out_features = features + hidden
         self.kernel = min(25, context_length - 1 + context_length % 2)  # an odd window that fits the context
         self.seasonal, self.trend = nn.Linear(context_length, hidden), nn.Linear(context_length, hidden)
         self.linear = nn.Linear(hidden, features)
         self.branch = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, context: Tensor) -> Tensor:
         """Map ``context`` (B, T, L) to ``state`` (B, T, features + hidden)."""
         pad = self.kernel // 2
         smooth = F.avg_pool1d(F.pad(context, (pad, pad), mode="replicate"), self.kernel, 1)
         linear = self.linear(self.seasonal(context - smooth) + self.trend(smooth))
-        linear = linear / math.sqrt(self.linear.out_features)  # keeps Adam's steps on the linear path small
+        linear = self.dropout(linear / math.sqrt(self.linear.out_features))  # so Adam's steps stay small on this path
         return torch.cat([linear, self.branch(4 * linear)], -1)
 
 

@@ -23,6 +23,7 @@ class Head(nn.Module):
     """
 
     layer: Layer
+    needs_future = False  # whether ``forward`` returns None without one
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -53,8 +54,8 @@ class VolatilityHead(Head):
 
     def __init__(self, layer: Layer, state_size: int, surprise_size: int, hidden: int = 64) -> None:
         super().__init__(layer)
-        self.sees_future = surprise_size > 0
-        inputs = state_size + (surprise_size + 1 if self.sees_future else 0)
+        self.needs_future = surprise_size > 0
+        inputs = state_size + (surprise_size + 1 if self.needs_future else 0)
         self.net = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, 2))
         for parameter in self.net[-1].parameters():
             nn.init.zeros_(parameter)
@@ -62,7 +63,7 @@ class VolatilityHead(Head):
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
         """Return batch (..., B, 1), event (1, 1), or None where it needs a future and there is none."""
         seen = state[..., -1, :]
-        if self.sees_future:
+        if self.needs_future:
             if evidence.surprise is None:
                 return None
             size = evidence.surprise.square().mean(-1, keepdim=True).add(1e-6).log()
@@ -101,6 +102,8 @@ class AmortizedGuide(nn.Module):
 
     def forward(self, context: Tensor, future: Tensor | None = None) -> None:
         """Sample every layer's site for ``context`` (B, T, L) and ``future`` (B, H)."""
+        if future is None and getattr(self.heads[self.model.layers[0].name], "needs_future", False):
+            return  # nothing to sample, nothing to encode
         evidence = self.model.evidence(context, future)
         state = evidence.state
         with pyro.plate(WINDOWS, context.shape[0], dim=-2):

@@ -36,6 +36,7 @@ class Conjugate(AmortizedGuide):
 class ConjugateHead(Head):
     """The exact posterior of the top layer."""
 
+    needs_future = True
     model: Amortizable
 
     def __init__(self, layer: Layer, model: Amortizable) -> None:

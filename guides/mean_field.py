@@ -67,6 +67,8 @@ class FutureAware(AmortizedGuide):
 class FutureHead(Head):
     """The normals of one layer, displaced from its prior."""
 
+    needs_future = True
+
     def __init__(self, layer: Layer, state_size: int, surprise_size: int, hidden: int = 256) -> None:
         super().__init__(layer)
         self.net = nn.Sequential(nn.Linear(surprise_size + state_size, hidden), nn.GELU())
