@@ -114,7 +114,7 @@ def test_scores_are_those_of_the_folder_and_the_best_is_bold(made, html):
 def test_what_was_trained_and_how_to_repeat_it(made, html):
     run, data, _ = made
     told = unescape(section(html, "run"))
-    for text in ("2 series", "300 rows from 01 Jan 2024", "4 units", "2 of 2 epochs", "future_aware", "Python 3."):
+    for text in ("2 series", "300 rows from 01 Jan 2024", "4 units", "2 of 2 epochs", "conjugate", "Python 3."):
         assert text in told
     again = unescape(section(html, "again"))
     assert f"eve-pyro fit {data} --recipe {run}/config.toml --twin --out {run}-again" in again
@@ -141,7 +141,7 @@ def test_the_page_fetches_nothing(html):
 
 def test_what_does_not_apply_is_said(bare):
     html = unescape(bare.read_text(encoding="utf-8"))
-    assert "Left out: the guide gives a point for site 'eve.z'" in section(html, "fidelity")
+    assert "Left out: the guide gives a point for site 'volatility.z'" in section(html, "fidelity")
     assert "no twin to compare with" in section(html, "scores")
     assert "no twin to compare with" in section(html, "uncertainty")
     assert "--twin" not in section(html, "again")
