@@ -29,9 +29,9 @@ smoke_test = "CI" in os.environ  # fewer windows, epochs and draws, where this r
 # ## The pairs
 #
 # Two guides for the default model without its volatility unit, whose exact posterior is known: `mean field` learns
-# independent normals from context and future, `exact`, the default, computes the posterior. Two recipes in which everything that a forecast knows passes through the
-# units: `conditional`, and the paper's neuron, whose posterior sees the context alone, once unsteered and once with its
-# units held in an energy band.
+# independent normals from context and future, `exact`, the default, computes the posterior. Two recipes in which
+# everything that a forecast knows passes through the units: `conditional`, and the paper's neuron, whose posterior sees
+# the context alone, once unsteered and once with its units held in an energy band.
 
 # %%
 CONTEXT, HORIZON, UNITS = 56, 14, 64

@@ -17,8 +17,8 @@ class Conjugate(AmortizedGuide):
     Amortized through the readout's own loadings: the guide has no parameters there, and the local ELBO at beta 1 is the
     exact log density. Layers below the top of a stack are ``FutureAware``. The joint KL is shared out by unit: see
     ``JointUnits``; the shares add up. A volatility unit right below it is exact too, for units whose prior says that it
-    is ``centred``, of mean 0; otherwise it is amortized. Raises ValueError, when called, for a readout that is not linear
-    in its units.
+    is ``centred``, of mean 0; otherwise it is amortized. Raises ValueError, when called, for a readout that is not
+    linear in its units.
     """
 
     def __init__(self, model: Amortizable, hidden: int = 256) -> None:

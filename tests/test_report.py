@@ -121,6 +121,24 @@ def test_what_was_trained_and_how_to_repeat_it(made, html):
     assert (run / "config.toml").read_text().strip() in unescape(section(html, "configuration"))
 
 
+def test_the_volatility_unit_is_told_apart(html):
+    told = unescape(section(html, "census"))
+    assert told.index("eve.z, 4 units") < told.index("volatility.z, 1 unit<")
+    assert "No band holds the volatility unit" in told
+    assert [row[0][0] for row in rows(told)][-3:] == ["active", "KL", "energy"]  # and none of the states before them
+    assert len(re.findall("through training, on validation windows", told)) == 1
+    assert "4 units above a volatility unit" in section(html, "run")
+    groups = [row[0][0] for row in rows(section(html, "units"))]
+    assert groups[:3] == ["the dearest 2", "2 of the others, at random", "the volatility unit"]
+    assert "Where the dearest units of eve.z stand" in section(html, "units")
+
+
+def test_the_exact_posterior_is_ahead_of_independent_units(html):
+    told = section(html, "fidelity")
+    assert re.search(r"Independent units, refined for each window by itself, lie [\d.]+ ± [\d.]+ nats", told)
+    assert "the ELBO lies 0 nats a window below" in told
+
+
 def test_names_of_the_users_are_text(html):
     assert "<b>bold" not in html
     pages = [unescape(name) for name in re.findall(r'data-page="(.*?)"', html)]

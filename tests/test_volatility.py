@@ -246,7 +246,9 @@ def test_the_posterior_of_volatility_is_bayes_rule_by_quadrature(kind):
     torch.testing.assert_close(q.mean.flatten(), torch.as_tensor(mean), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"prior": "contextual"}, {"prior": "learned"}, {**TRAJECTORY, "prior": "contextual_ar1"}])
+@pytest.mark.parametrize(
+    "options", [{"prior": "contextual"}, {"prior": "learned"}, {**TRAJECTORY, "prior": "contextual_ar1"}]
+)
 def test_below_units_of_another_mean_elbo_and_gradients_are_those_of_quadrature(options):
     """There the posterior of volatility is amortized; given v the units are integrated out exactly all the same."""
     model, guide, context, future = pair(units=3, **options)

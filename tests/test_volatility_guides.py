@@ -187,7 +187,7 @@ def test_forecasts_from_the_prior_are_exact_students_t(guide):
 @pytest.mark.parametrize("twin", [False, True])
 @pytest.mark.parametrize("model", ["forecaster", "trajectory", "stack"])
 def test_tails_beside_tails_are_refused_before_anything_is_built(model, twin):
-    with pytest.raises(ValueError, match="readout 'student_t' has tails of its own.*: --no-volatility"):
+    with pytest.raises(ValueError, match=r"readout 'student_t' has tails of its own.*: --no-volatility"):
         build(config_of(model=model, readout="student_t"), twin)
     build(config_of(model=model, readout="student_t", volatility=False), twin)
 
