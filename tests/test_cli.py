@@ -5,14 +5,16 @@ import os
 import re
 import signal
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_panel
+from typer.main import get_command
 
 from eve_pyro import cli
-from eve_pyro.config import load_recipe, to_toml
+from eve_pyro.config import SECTIONS, load_recipe, to_toml
 from eve_pyro.infer.scores import KEYS
 
 TINY = ["--context", "24", "--horizon", "6", "--units", "4", "--hidden", "8", "--features", "12"]
@@ -222,6 +224,14 @@ def test_results_are_not_overwritten(here, run):
     code, _, err = run("fit", "data.csv", *TINY, "--out", "r")
     assert code == 2
     assert (here / "next.csv").read_text() == "precious"
+
+
+def test_the_defaults_shown_are_those_of_the_default_recipe():
+    shown = {option.name: option.show_default for option in get_command(cli.app).commands["fit"].params}
+    config = load_recipe("factor")
+    for section in SECTIONS:
+        for name, value in asdict(getattr(config, section)).items():
+            assert shown[name] == (False if value is None else str(value)), name
 
 
 @pytest.mark.parametrize("command", ["fit", "demo", "forecast", "evaluate"])

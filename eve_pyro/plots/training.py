@@ -38,7 +38,7 @@ def unit_bars(table: pd.DataFrame) -> Figure:
     """
     figure, axes = grid(2, 2)
     alone = table.groupby("site")["unit"].transform("size") == 1
-    apart = table[alone & ~alone.all()]
+    apart = table[:0] if alone.all() else table[alone]
     table = table.drop(apart.index).sort_values(["site", "kl"], ascending=[True, False])
     awake = int((table["kl"] > 0.05).sum())
     for ax, column, colour in zip(axes, ("kl", "energy"), (BLUE, GREEN), strict=True):
