@@ -72,6 +72,8 @@ def twin_of(config: Config) -> Config:
 def _model(config: Config, loadings: bool) -> Forecaster:
     options, data, horizon = config.model, config.data, config.data.horizon
     trajectory = options.model == "trajectory"
+    if options.volatility and options.readout == "student_t":
+        raise ValueError("readout 'student_t' has tails of its own, a volatility unit needs normals: --no-volatility")
     if options.prior.endswith("ar1") and data.path == 1 and not trajectory:
         raise ValueError(f"prior {options.prior!r} runs over a path: name --path 2 or more, or --model trajectory")
     encoder = LinearEncoder(data.context_length, options.hidden, options.features, options.dropout)

@@ -170,7 +170,8 @@ def census(run: RunFolder) -> None:
     shown = {state: (state.replace("_", " "), "{:.1%}") for state in STATES} | CENSUS_ROWS
     for site, layer in last_figures(pd.read_csv(run / CENSUS)).groupby("site", sort=False):
         band = f"[{layer['low'].min():.3g}, {layer['high'].max():.3g}]"
-        title = f"{site}: {layer['units'].max()} units at the end of training, bands {band}{calibrated}"
+        count = int(layer["units"].max())
+        title = f"{site}: {count} unit{'s' * (count > 1)} at the end of training, bands {band}{calibrated}"
         table = Table("", *layer["split"])
         for name, (label, form) in shown.items():
             table.add_row(label, *(form.format(value) for value in layer[name]))

@@ -84,7 +84,7 @@ def ablate(
     The first row is the base, the recipe with the options below. Writes ablation.csv (a row a run), summary.csv and
     ablation.png. Called again, it goes on where it was stopped.
 
-    Example: eve-pyro ablate ETTh1.csv --context 336 --horizon 96 --guides context,low_rank,conjugate --latent-dim 2,4
+    Example: eve-pyro ablate ETTh1.csv --context 336 --horizon 96 --guides context,future_aware --latent-dim 2,4
     """
     from eve_pyro.bench.ablation import LABELS, SAMPLED, SHOWN, ablation_trials
     from eve_pyro.bench.ablation import ablate as run

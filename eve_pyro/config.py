@@ -120,6 +120,11 @@ def recipe_names() -> list[str]:
     return sorted(Path(file.name).stem for file in files("eve_pyro.recipes").iterdir() if file.name.endswith(".toml"))
 
 
+def recipe_tree(name: str) -> dict[str, Any]:
+    """Return what a recipe of the package says, by section: options that it leaves out have their own defaults."""
+    return tomllib.loads(files("eve_pyro.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
 def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
     """Return a recipe, by name or from a TOML file, with single options overridden, ``{"units": 128}``.
 
@@ -128,8 +133,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
     if name.endswith(".toml"):
         tree = asdict(from_toml(Path(name)))
     elif name in recipe_names():
-        tree = tomllib.loads(files("eve_pyro.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
-        tree["recipe"] = name
+        tree = recipe_tree(name) | {"recipe": name}
     else:
         raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(recipe_names())}, or a TOML file")
     homes = {item.name: section for section, kind in SECTIONS.items() for item in fields(kind)}

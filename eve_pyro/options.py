@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from eve_pyro.config import SECTIONS
+from eve_pyro.config import SECTIONS, Config, recipe_tree
 
 PANELS = {
     "data": "Data",
@@ -18,6 +18,7 @@ PANELS = {
     "control": "The living neuron",
     "training": "Training",
 }
+SHOWN = recipe_tree(Config.recipe)  # whose defaults the help shows
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +51,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _parameter(section: str, item: Any) -> inspect.Parameter:
     kind, choices = _plain_type(get_type_hints(SECTIONS[section])[item.name])
+    default = SHOWN.get(section, {}).get(item.name, item.default)
     flag = "--" + (item.metadata["name"] or item.name).replace("_", "-")
     declaration = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     info = typer.Option(
@@ -57,7 +59,7 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
         help=item.metadata["help"],
         rich_help_panel=PANELS[section],
         metavar="|".join(choices) if choices else None,
-        show_default=str(item.default) if item.default is not None else False,
+        show_default=str(default) if default is not None else False,
     )
     annotation: Any = Annotated[kind | None, info]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -28,6 +28,8 @@ def normal(loc: Tensor, log_scale: Tensor) -> TorchDistribution:
 class StandardPrior(nn.Module):
     """p(z_n) = Normal(0, 1)."""
 
+    centred = True  # of mean 0 whatever the state
+
     def __init__(self, num_units: int, latent_dim: int = 1) -> None:
         super().__init__()
         self.num_units, self.latent_dim = num_units, latent_dim
@@ -106,6 +108,11 @@ class AR1Prior(nn.Module):
         self.marginals = marginals
         raw = torch.full((num_units, 1, 1), math.atanh(phi / PHI_BOUND))
         self.raw_phi = nn.Parameter(raw, requires_grad=learned)
+
+    @property
+    def centred(self) -> bool:
+        """Whether the marginals are of mean 0 whatever the state."""
+        return getattr(self.marginals, "centred", False)
 
     @property
     def phi(self) -> Tensor:

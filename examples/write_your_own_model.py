@@ -24,7 +24,7 @@ from eve_pyro.guides import AmortizedGuide, Conjugate, Head
 from eve_pyro.likelihoods import FactorReadout
 from eve_pyro.models import Forecaster
 from eve_pyro.nets import LinearEncoder, NoNorm
-from eve_pyro.priors import StandardPrior
+from eve_pyro.priors import StandardPrior, VolatilityPrior
 from eve_pyro.protocols import Information
 
 # %matplotlib inline
@@ -267,7 +267,8 @@ class LinearHead(Head):
 # %% [markdown]
 # Ten lines put them together. Because the readout says that it is linear, the `Conjugate` guide, which has no network
 # and is the exact posterior, fits too. Two more rows for comparison: the same program with plain normals, so that the
-# likelihood is all that changes, and the library's default forecaster, which has another encoder and another readout.
+# likelihood is all that changes, and the library's default forecaster, which has another encoder, another readout and
+# a volatility unit below its units.
 
 
 # %%
@@ -278,7 +279,9 @@ def own(scale):
 
 def default():
     layer, encoder = ep.EveLayer(StandardPrior(UNITS), UNITS), LinearEncoder(CONTEXT, hidden=32, features=32)
-    return Forecaster(encoder, layer, FactorReadout(layer, encoder.out_features, HORIZON), HORIZON)
+    volatility = ep.EveLayer(VolatilityPrior(encoder.out_features), 1, name="volatility")
+    readout = FactorReadout(layer, encoder.out_features, HORIZON)
+    return Forecaster(encoder, layer, readout, HORIZON, volatility=volatility)
 
 
 pairs = {}

@@ -16,8 +16,9 @@ class Conjugate(AmortizedGuide):
 
     Amortized through the readout's own loadings: the guide has no parameters there, and the local ELBO at beta 1 is the
     exact log density. Layers below the top of a stack are ``FutureAware``. The joint KL is shared out by unit: see
-    ``JointUnits``; the shares add up. A volatility unit right below it is exact too, for units whose prior has mean 0.
-    Raises ValueError, when called, for other means there, and for a readout that is not linear in its units.
+    ``JointUnits``; the shares add up. A volatility unit right below it is exact too, for units whose prior says that it
+    is ``centred``, of mean 0; otherwise it is amortized. Raises ValueError, when called, for a readout that is not
+    linear in its units.
     """
 
     def __init__(self, model: Amortizable, hidden: int = 256) -> None:
@@ -29,7 +30,8 @@ class Conjugate(AmortizedGuide):
             return FutureHead(layer, model.state_size, model.surprise_size, hidden)
 
         # Between volatility and top layer nothing may be drawn, or the top layer's prior is none given the context.
-        exact = model.layers[0] is not top and len(model.layers) == 2
+        alone = model.layers[0] is not top and len(model.layers) == 2
+        exact = alone and getattr(top.prior, "centred", False)
         super().__init__(model, head_of, (lambda layer: ConjugateVolatility(layer, model)) if exact else None)
 
 
@@ -69,14 +71,12 @@ class ConjugateVolatility(ConjugateHead):
         return UnitRows((), None)
 
     def forward(self, state: Tensor, evidence: Evidence) -> TorchDistribution | None:
-        """Return batch (B, 1), event (1, 1), or None without a future; ValueError for units of another mean than 0."""
+        """Return batch (B, 1), event (1, 1), or None without a future."""
         if evidence.surprise is None:
             return None
         with torch.no_grad():
             units, known = self.model.layers[-1], information(self.model, evidence)
             q = ConjugateUnits(units.prior(state), known, units.pool_weight)
-            if q.prior_loc.count_nonzero():
-                raise ValueError("a volatility unit's conjugate posterior needs units whose prior has mean 0")
             own, left = self.layer.prior(state).base_dist, (known.square - q.explained)[..., None, None, None]
             half = 0.5 * evidence.surprise.shape[-1]
             return dist.Gamma(own.concentration + half, own.rate + 0.5 * left, validate_args=False).to_event(2)

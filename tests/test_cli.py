@@ -5,14 +5,16 @@ import os
 import re
 import signal
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_panel
+from typer.main import get_command
 
 from eve_pyro import cli
-from eve_pyro.config import load_recipe, to_toml
+from eve_pyro.config import SECTIONS, load_recipe, to_toml
 from eve_pyro.infer.scores import KEYS
 
 TINY = ["--context", "24", "--horizon", "6", "--units", "4", "--hidden", "8", "--features", "12"]
@@ -61,7 +63,7 @@ def test_fit_evaluate_forecast(here, run):
     assert {"train_eve", "train_twin"} <= set(metrics["seconds"])
     units = pd.read_csv(here / "r" / "units.csv")
     assert list(units) == ["site", "unit", "kl", "energy", "scale", "sampled"]
-    assert len(units) == 4
+    assert units["site"].value_counts().to_dict() == {"eve.z": 4, "volatility.z": 1}
     assert (units.kl >= 0).all()
 
     code, out, _ = run("evaluate", "r", "data.csv", "--out", "again.json")
@@ -224,6 +226,14 @@ def test_results_are_not_overwritten(here, run):
     assert (here / "next.csv").read_text() == "precious"
 
 
+def test_the_defaults_shown_are_those_of_the_default_recipe():
+    shown = {option.name: option.show_default for option in get_command(cli.app).commands["fit"].params}
+    config = load_recipe("factor")
+    for section in SECTIONS:
+        for name, value in asdict(getattr(config, section)).items():
+            assert shown[name] == (False if value is None else str(value)), name
+
+
 @pytest.mark.parametrize("command", ["fit", "demo", "forecast", "evaluate"])
 def test_help_teaches(run, command):
     code, out, _ = run(command, "--help")
@@ -283,7 +293,7 @@ def test_compare_regimes(here, run):
 
 
 def test_ablate(here, run):
-    options = ("--guides", "context,conjugate", "--latent-dim", "2", "--vary", "prior=learned", "--seeds", 0)
+    options = ("--guides", "context,future_aware", "--latent-dim", "2", "--vary", "prior=learned", "--seeds", 0)
     code, out, _ = run("ablate", "data.csv", *TINY, *options, "--draws", 4)
     assert code == 0
     assert "runs/ablation-data: ablation.csv" in out
@@ -301,11 +311,11 @@ def test_an_option_named_both_ways_and_a_stopped_ablation(here, run, monkeypatch
     def stop():
         raise KeyboardInterrupt
 
-    both = ("--guides", "flow", "--vary", "guide=conjugate,flow", "--vary", "context=20", "--seeds", "0")
+    both = ("--guides", "flow", "--vary", "guide=low_rank,flow", "--vary", "context=20", "--seeds", "0")
     code, out, _ = run("ablate", "data.csv", *TINY, *both)
     assert code == 130
     assert "stopped; go on with the same command: eve-pyro ablate data.csv --context 24" in out
-    assert [trial.labels["value"] for trial in seen] == ["factor", "flow", "conjugate", "20"]
+    assert [trial.labels["value"] for trial in seen] == ["factor", "flow", "low_rank", "20"]
     assert run("ablate", "data.csv", *TINY, "--guides", "flow", "--seeds", "1,01")[0] == 2
 
 

@@ -27,6 +27,7 @@ MODELS = {
     "stack": {"model": "stack", "depth": 3},
 }
 SMALL = {"context_length": CONTEXT, "horizon": HORIZON, "units": 4, "rank": 2, "hidden": 8, "features": 12}
+SMALL |= {"volatility": False}  # with it: test_volatility_guides
 
 
 def train(pair, batch, steps=3):
@@ -100,7 +101,7 @@ def test_a_stack_of_one_layer_is_the_forecaster():
 
 
 def test_every_layer_of_a_stack_pays_for_itself_and_conditions_on_the_one_below():
-    config = load_recipe("factor", {**SMALL, "model": "stack", "depth": 2})
+    config = load_recipe("factor", {**SMALL, "model": "stack", "depth": 2, "guide": "future_aware"})
     pair = build(config)
     shaken(pair.weights(), 0.1)
     batch = torch.randn(6, 1, CONTEXT), torch.randn(6, HORIZON)

@@ -61,6 +61,19 @@ def test_unit_bars_count_who_carries():
     assert [bar.get_height() for bar in kl.patches] == [0.6, 0.2, 0.01]
     assert [bar.get_height() for bar in energy.patches] == [2.0, 1.0, 0.0]
     assert "2 of 3 units" in kl.get_title()
+    assert energy.get_title() == ""
+
+
+def test_unit_bars_tell_of_a_unit_that_is_a_layer_by_itself():
+    layers = {"eve.z": [0.01, 0.6, 0.2], "volatility.z": [3.14159]}
+    rows = [(site, unit, kl, 2 * kl) for site, kls in layers.items() for unit, kl in enumerate(kls)]
+    table = pd.DataFrame(rows, columns=["site", "unit", "kl", "energy"])
+    kl, energy = plots.unit_bars(table).axes
+    assert [bar.get_height() for bar in kl.patches] == [0.6, 0.2, 0.01]
+    assert "2 of 3 units" in kl.get_title()
+    assert energy.get_title() == "volatility.z: KL 3.14, energy 6.28"
+    alone = plots.unit_bars(table[table["site"] == "volatility.z"]).axes[0]
+    assert [bar.get_height() for bar in alone.patches] == [3.14159]
 
 
 def make_census(**columns):

@@ -72,10 +72,13 @@ def test_khats_stand_in_their_zones_and_none_is_lost():
 
 
 def test_khats_of_an_exact_posterior_are_drawn_too():
-    table = pd.DataFrame({"window": range(3), "khat": -np.inf, "gap": 0.0, "gap_se": 0.0})
-    line = plots.khat_chart(table).axes[0].get_lines()[2]
+    table = pd.DataFrame({"window": range(3), "khat": -np.inf, "gap": [1e-11, 4e-11, -1e-11], "gap_se": 1e-12})
+    khats, gaps = plots.khat_chart(table).axes
+    line = khats.get_lines()[2]
     assert np.isfinite(line.get_ydata()).all()
     assert line.get_label() == "100 % below 0.5"
+    assert gaps.get_ylim() == (-0.005, 0.01)  # rounding errors are no gap
+    assert gaps.get_title() == "mean 0 nats a window"
 
 
 def test_rank_histograms_are_densities_by_quantity():

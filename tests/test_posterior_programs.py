@@ -15,13 +15,16 @@ from programs import Plain, latent, stack
 from pyro import poutine
 from torch import nn
 
-from eve_pyro import to_datatree
+from eve_pyro import plots, to_datatree
+from eve_pyro.builder import build
+from eve_pyro.config import load_recipe
 from eve_pyro.data import Panel, latest_windows, make_table, make_windows
 from eve_pyro.guides import Autoregressive, Flow, FutureAware, PointGuide
 from eve_pyro.likelihoods import CategoricalReadout, FactorReadout
 from eve_pyro.models import Forecaster, Regression
 from eve_pyro.nets import LinearEncoder, MLPDecoder
 from eve_pyro.neuron import EveLayer
+from eve_pyro.posterior.sampling import prefixes
 from eve_pyro.priors import AR1Prior, StandardPrior
 
 
@@ -45,6 +48,38 @@ def test_layers_of_a_stack_have_axes_of_their_own(windows):
     expected = tree["posterior"].to_dataset()[["top.z"]].isel(top_unit=[2])
     xr.testing.assert_equal(part["posterior"].to_dataset(), expected)
     assert {"top_kl", "top_energy", "log_weight"} == set(part["sample_stats"].data_vars)
+
+
+def test_beside_a_single_unit_the_layer_of_several_keeps_its_plain_axes(windows):
+    config = load_recipe("factor", {"context_length": CONTEXT, "horizon": HORIZON, "units": UNITS})
+    pair = build(config)
+    tree = to_datatree(pair.model, pair.guide, windows, num_draws=10, beta=0.5)
+    dims = ("chain", "draw", "window")
+    for group in ("posterior", "prior"):
+        assert {name: each.dims for name, each in tree[group].data_vars.items()} == {
+            "volatility.z": (*dims, "volatility_unit"),
+            "eve.z": (*dims, "unit"),
+        }
+    assert tree["posterior/unit"].values.tolist() == [f"eve[{i}]" for i in range(UNITS)]
+    assert tree["posterior/volatility_unit"].values.tolist() == ["volatility[0]"]
+    own = {"kl", "energy", "beta"}
+    assert set(tree["sample_stats"].data_vars) == own | {f"volatility_{name}" for name in own} | {"log_weight"}
+    assert tree["sample_stats/kl"].dims == ("chain", "window", "unit")
+    assert tree["sample_stats/volatility_kl"].dims == ("chain", "window", "volatility_unit")
+    part = to_datatree(pair.model, pair.guide, windows, num_draws=10, sites=["eve.z"], units=[0, 2])
+    chosen = tree.sel(unit=["eve[0]", "eve[2]"])
+    xr.testing.assert_equal(part["posterior/eve.z"], chosen["posterior/eve.z"])
+    assert "volatility.z" not in part["posterior"].data_vars
+    means = plots.unit_trace(tree).axes[0].collections[0].get_array()
+    np.testing.assert_allclose(means, tree["posterior/eve.z"].mean(("chain", "draw")).T)
+
+
+def test_axes_are_plain_for_the_one_site_of_several_units_or_the_only_site():
+    assert prefixes({"eve.z": 5}) == prefixes({"eve.z": 1}) == {"eve.z": ""}
+    assert prefixes({"volatility.z": 1, "eve.z": 5}) == {"volatility.z": "volatility_", "eve.z": ""}
+    several = {"volatility.z": "volatility_", "eve1.z": "eve1_", "eve2.z": "eve2_"}
+    assert prefixes({"volatility.z": 1, "eve1.z": 5, "eve2.z": 2}) == several
+    assert prefixes(dict.fromkeys(several, 1)) == several
 
 
 def test_paths_and_latent_dimensions_have_axes():

@@ -78,7 +78,8 @@ def test_a_model_is_left_as_it_was_and_the_guides_figures_are_those_of_the_unit_
 
 
 def test_layers_above_one_another_are_refined_together(windows):
-    pair = build(load_recipe("factor", {"model": "stack", "depth": 2, "context_length": CONTEXT, "horizon": HORIZON}))
+    options = {"model": "stack", "depth": 2, "guide": "future_aware", "volatility": False}
+    pair = build(load_recipe("factor", {"context_length": CONTEXT, "horizon": HORIZON, **options}))
     shaken(pair.weights(), 0.02)
     found = amortization_gap(pair.model, pair.guide, windows.test.at_most(4), steps=100, num_draws=500)
     assert list(found.units["site"].unique()) == [layer.site for layer in pair.model.layers]

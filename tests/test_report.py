@@ -114,11 +114,29 @@ def test_scores_are_those_of_the_folder_and_the_best_is_bold(made, html):
 def test_what_was_trained_and_how_to_repeat_it(made, html):
     run, data, _ = made
     told = unescape(section(html, "run"))
-    for text in ("2 series", "300 rows from 01 Jan 2024", "4 units", "2 of 2 epochs", "future_aware", "Python 3."):
+    for text in ("2 series", "300 rows from 01 Jan 2024", "4 units", "2 of 2 epochs", "conjugate", "Python 3."):
         assert text in told
     again = unescape(section(html, "again"))
     assert f"eve-pyro fit {data} --recipe {run}/config.toml --twin --out {run}-again" in again
     assert (run / "config.toml").read_text().strip() in unescape(section(html, "configuration"))
+
+
+def test_the_volatility_unit_is_told_apart(html):
+    told = unescape(section(html, "census"))
+    assert told.index("eve.z, 4 units") < told.index("volatility.z, 1 unit<")
+    assert "No band holds the volatility unit" in told
+    assert [row[0][0] for row in rows(told)][-3:] == ["active", "KL", "energy"]  # and none of the states before them
+    assert len(re.findall("through training, on validation windows", told)) == 1
+    assert "4 units above a volatility unit" in section(html, "run")
+    groups = [row[0][0] for row in rows(section(html, "units"))]
+    assert groups[:3] == ["the dearest 2", "2 of the others, at random", "the volatility unit"]
+    assert "Where the dearest units of eve.z stand" in section(html, "units")
+
+
+def test_the_exact_posterior_is_ahead_of_independent_units(html):
+    told = section(html, "fidelity")
+    assert re.search(r"Independent units, refined for each window by itself, lie [\d.]+ ± [\d.]+ nats", told)
+    assert "the ELBO lies 0 nats a window below" in told
 
 
 def test_names_of_the_users_are_text(html):
@@ -141,7 +159,7 @@ def test_the_page_fetches_nothing(html):
 
 def test_what_does_not_apply_is_said(bare):
     html = unescape(bare.read_text(encoding="utf-8"))
-    assert "Left out: the guide gives a point for site 'eve.z'" in section(html, "fidelity")
+    assert "Left out: the guide gives a point for site 'volatility.z'" in section(html, "fidelity")
     assert "no twin to compare with" in section(html, "scores")
     assert "no twin to compare with" in section(html, "uncertainty")
     assert "--twin" not in section(html, "again")

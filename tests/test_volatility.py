@@ -13,7 +13,6 @@ from eve_pyro.builder import build
 from eve_pyro.config import load_recipe
 from eve_pyro.distributions import AR1, FactorNormal, rescaled
 from eve_pyro.distributions.volatile import MultivariateT, VolatileFactor, volatile
-from eve_pyro.guides import Conjugate
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.predictive import forecast_trace, predict
 from eve_pyro.infer.scores import importance_log_weights
@@ -247,10 +246,34 @@ def test_the_posterior_of_volatility_is_bayes_rule_by_quadrature(kind):
     torch.testing.assert_close(q.mean.flatten(), torch.as_tensor(mean), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("prior", ["contextual", "learned"])
-def test_units_of_another_mean_are_refused(prior):
-    model, guide, context, future = pair(prior=prior)
-    assert isinstance(guide, Conjugate)
-    with pytest.raises(ValueError, match="needs units whose prior has mean 0"):
-        guide(context, future)
+@pytest.mark.parametrize(
+    "options", [{"prior": "contextual"}, {"prior": "learned"}, {**TRAJECTORY, "prior": "contextual_ar1"}]
+)
+def test_below_units_of_another_mean_elbo_and_gradients_are_those_of_quadrature(options):
+    """There the posterior of volatility is amortized; given v the units are integrated out exactly all the same."""
+    model, guide, context, future = pair(units=3, **options)
+    shaken(guide, 0.1)
     assert not predict(model, guide, context, 5).exact
+    elbo = LocalELBO(num_particles=20_000)
+    loss = elbo.differentiable_loss(model, guide, context, future)
+
+    grid = torch.linspace(1e-4, 12.0, 6_001).double()
+    v = grid.view(-1, 1, 1, 1, 1)
+    fn, latents = joint_of(model, guide, context)
+    normal, loc = fn.factor.joint({SITE: latents[SITE]}), fn.factor.loc
+    assert (normal.mean - loc).abs().max() > 1e-3
+    # p(y | v): deviations from loc, the units' part of the mean among them, are divided by sqrt(v).
+    evidence = normal.log_prob(loc + v[..., 0].sqrt() * (future[:, None] - loc)) + 0.5 * HORIZON * v[..., 0, 0].log()
+    q = guide.posterior(context, future)
+    weight = q.log_prob(v)
+    value = weight.exp() * (evidence + latents[VOLATILITY].log_prob(v) - weight)  # (grid, B, 1)
+    exact = -torch.trapezoid(value, grid, dim=0).sum()
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), abs=0.2)
+
+    names, leaves = zip(*[*model.named_parameters(), *guide.named_parameters()], strict=True)
+    ours, theirs = (torch.autograd.grad(each, leaves, allow_unused=True) for each in (loss, exact))
+    assert any(name.startswith("heads.volatility.net") for name in names)
+    for name, mine, its in zip(names, ours, theirs, strict=True):
+        assert (mine is None) == (its is None), name
+        if its is not None:
+            torch.testing.assert_close(mine, its, atol=0.03 * float(its.abs().max()) + 0.01, rtol=0.05, msg=name)

@@ -7,11 +7,17 @@ from pyro import poutine
 
 from eve_pyro.builder import build
 from eve_pyro.config import load_recipe
+from eve_pyro.guides import Conjugate
 from eve_pyro.guides.base import VolatilityHead
 from eve_pyro.guides.conjugate import ConjugateVolatility
 from eve_pyro.infer.forecast import forecast
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.predictive import predict
+from eve_pyro.likelihoods import FactorReadout
+from eve_pyro.models import Forecaster
+from eve_pyro.nets import LinearEncoder
+from eve_pyro.neuron import EveLayer
+from eve_pyro.priors import AR1Prior, ContextualPrior, LearnedPrior, StandardPrior, VolatilityPrior
 from eve_pyro.runs import load_run, save_run, windows_of
 from eve_pyro.testing import check_guide, check_model
 
@@ -22,8 +28,12 @@ MODELS = {
     "trajectory": {"model": "trajectory", "patches": 3, "prior": "ar1", "learn_phi": True},
     "stack": {"model": "stack", "depth": 2},
     "nonlinear": {"readout": "normal", "prior": "contextual"},
+    "contextual": {"prior": "contextual"},
+    "learned": {"prior": "learned"},
+    "contextual path": {"model": "trajectory", "patches": 3, "prior": "contextual_ar1", "learn_phi": True},
 }
-SMALL = {"context_length": CONTEXT, "horizon": HORIZON, "units": 4, "rank": 2, "hidden": 8, "features": 12}
+UNITS = 4
+SMALL = {"context_length": CONTEXT, "horizon": HORIZON, "units": UNITS, "rank": 2, "hidden": 8, "features": 12}
 VOLATILITY = "volatility.z"
 
 
@@ -118,13 +128,44 @@ def test_a_fresh_volatility_head_starts_near_one_and_reads_the_size_of_the_surpr
     assert pair.guide.posterior(context) is None
 
 
-def test_only_right_below_the_units_is_the_posterior_of_volatility_conjugate():
+def test_only_right_below_centred_units_is_the_posterior_of_volatility_conjugate():
     heads = {model: build(config_of("conjugate", model)).guide.heads["volatility"] for model in MODELS}
-    kinds = {model: type(head) for model, head in heads.items()}
-    assert kinds.pop("stack") is VolatilityHead
-    assert set(kinds.values()) == {ConjugateVolatility}
+    exact = {model for model, head in heads.items() if type(head) is ConjugateVolatility}
+    assert exact == {"forecaster", "path", "trajectory"}
+    assert {type(heads[model]) for model in set(MODELS) - exact} == {VolatilityHead}
     single = build(config_of("conjugate", "stack", depth=1)).guide
     assert type(single.heads["volatility"]) is ConjugateVolatility
+
+
+class Own(torch.nn.Module):
+    """A prior that says nothing of its mean."""
+
+    def forward(self, state):
+        return StandardPrior(UNITS)(state)
+
+
+@pytest.mark.parametrize(
+    ("prior", "centred"),
+    [
+        (StandardPrior(UNITS), True),
+        (LearnedPrior(UNITS), False),
+        (ContextualPrior(12, UNITS), False),
+        (AR1Prior(StandardPrior(UNITS), UNITS), True),
+        (AR1Prior(ContextualPrior(12, UNITS), UNITS), False),
+        (AR1Prior(Own(), UNITS), False),
+        (Own(), False),
+    ],
+    ids=["standard", "learned", "contextual", "around standard", "around contextual", "around its own", "its own"],
+)
+def test_a_prior_is_centred_where_it_says_so(prior, centred):
+    assert getattr(prior, "centred", False) is centred
+    encoder, layer = LinearEncoder(CONTEXT, 8, 12, 0.0), EveLayer(prior, UNITS)
+    readout, below = FactorReadout(layer, 12, HORIZON), EveLayer(VolatilityPrior(12), 1, name="volatility")
+    path = 2 if isinstance(prior, AR1Prior) else 1
+    model = Forecaster(encoder, layer, readout, HORIZON, path=path, volatility=below)
+    guide = Conjugate(model)
+    assert isinstance(guide.heads["volatility"], ConjugateVolatility if centred else VolatilityHead)
+    assert torch.isfinite(LocalELBO().differentiable_loss(model, guide, *batch(path=path)))
 
 
 def test_the_twin_is_a_point_everywhere_and_normal():
@@ -143,10 +184,12 @@ def test_forecasts_from_the_prior_are_exact_students_t(guide):
     assert prediction.paths.shape == (6, 5, HORIZON)
 
 
-def test_likelihoods_that_are_not_normal_are_refused():
-    pair = build(config_of(readout="student_t"))
-    with pytest.raises(ValueError, match="of a normal likelihood, not of StudentT"):
-        pair.model(*batch())
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("model", ["forecaster", "trajectory", "stack"])
+def test_tails_beside_tails_are_refused_before_anything_is_built(model, twin):
+    with pytest.raises(ValueError, match=r"readout 'student_t' has tails of its own.*: --no-volatility"):
+        build(config_of(model=model, readout="student_t"), twin)
+    build(config_of(model=model, readout="student_t", volatility=False), twin)
 
 
 def test_the_volatility_prior_is_a_gamma_of_mean_one_with_more_than_two_degrees():

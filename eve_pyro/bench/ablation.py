@@ -71,7 +71,9 @@ def ablation_trials(
                 _check_acts(option, value, config)
                 variants.append((option, value, config))
     if len(variants) == 1:
-        raise ValueError("nothing is swapped: name values other than the base's, such as --guides conjugate,low_rank")
+        raise ValueError(
+            "nothing is swapped: name values other than the base's, such as --guides future_aware,low_rank"
+        )
     for seed in seeds:
         load_recipe(recipe, {**overrides, "seed": seed})  # says what a seed may be
     return [

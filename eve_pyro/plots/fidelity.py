@@ -12,6 +12,7 @@ ZONES = (
     (0.5, 0.7, AMBER, "s", "to 0.7"),
     (0.7, np.inf, ORANGE, "^", "above"),
 )
+LEAST = 0.01  # nats that the axis of gaps spans at least: the exact posterior leaves rounding errors
 
 
 def khat_chart(table: pd.DataFrame) -> Figure:
@@ -39,8 +40,9 @@ def khat_chart(table: pd.DataFrame) -> Figure:
         table["window"], table["gap"], yerr=2 * table["gap_se"], fmt="o", ms=2.5, lw=0.6, color=BLUE, ecolor=GREY
     )  # fmt: skip
     gaps.axhline(0, color=GREY, lw=0.6)
-    gaps.set(xlabel="window", ylabel="gap (nats)")
-    gaps.set_title(f"mean {table['gap'].mean():.3g} nats a window", fontsize=9)
+    low, high = gaps.get_ylim()
+    gaps.set(xlabel="window", ylabel="gap (nats)", ylim=(min(low, -LEAST / 2), max(high, LEAST)))
+    gaps.set_title(f"mean {round(table['gap'].mean(), 4) + 0.0:.3g} nats a window", fontsize=9)
     return figure
 
 

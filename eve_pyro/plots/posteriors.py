@@ -1,7 +1,8 @@
 """Posteriors of units, from the trees that ``to_datatree`` makes.
 
-A tree of several layers needs a ``site``, "eve2.z"; of a unit with several steps or latent dimensions their mean is
-drawn. Units are measured on the axis of their prior.
+Of several sites the one whose axis is ``unit`` is drawn, unless another ``site`` is named, "eve2.z"; where each has an
+axis of its own, one has to be. Of a unit with several steps or latent dimensions their mean is drawn. Units are
+measured on the axis of their prior.
 """
 
 from collections.abc import Sequence
@@ -145,9 +146,10 @@ def _draws(tree: "DataTree", group: str, site: str | None, window: int | None) -
     if group not in tree.children:
         raise ValueError(f"the tree has no group {group!r}: name it in to_datatree(..., groups=...)")
     sites = [str(name) for name in tree[group].data_vars]
-    if site is None and len(sites) > 1:
+    main = [name for name in sites if "unit" in tree[group][name].dims] if len(sites) > 1 else sites
+    if site is None and len(main) != 1:
         raise ValueError(f"the tree has several sites: name one with site=, of {', '.join(sites)}")
-    name = site or sites[0]
+    name = site or main[0]
     if name not in sites:
         raise ValueError(f"the tree has no site {name!r}; its sites are {', '.join(sites)}")
     found = tree[group].to_dataset()[name]

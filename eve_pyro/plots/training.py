@@ -32,15 +32,22 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def unit_bars(table: pd.DataFrame) -> Figure:
-    """Draw KL and energy of every unit of a ``unit_table``, each layer's units in order of their KL."""
+    """Draw KL and energy of every unit of a ``unit_table``, each layer's units in order of their KL.
+
+    A unit that is a layer by itself beside others, as a volatility unit is, has another scale: words say what it pays.
+    """
     figure, axes = grid(2, 2)
-    table = table.sort_values(["site", "kl"], ascending=[True, False])
+    alone = table.groupby("site")["unit"].transform("size") == 1
+    apart = table[:0] if alone.all() else table[alone]
+    table = table.drop(apart.index).sort_values(["site", "kl"], ascending=[True, False])
     awake = int((table["kl"] > 0.05).sum())
     for ax, column, colour in zip(axes, ("kl", "energy"), (BLUE, GREEN), strict=True):
         ax.bar(np.arange(len(table)), table[column], width=1.0, color=colour)
         ax.set_xlabel("unit, by KL")
     axes[0].set_ylabel("KL(q || p) (nats a window)")
     axes[0].set_title(f"{awake} of {len(table)} units carry more than 0.05 nats", fontsize=9)
+    told = [f"{row['site']}: KL {row['kl']:.2f}, energy {row['energy']:.2f}" for row in apart.to_dict("records")]
+    axes[1].set_title("; ".join(told), fontsize=9)
     axes[1].set_ylabel("energy (squared prior deviations)")
     axes[1].set_yscale("symlog", linthresh=1e-3)
     return figure

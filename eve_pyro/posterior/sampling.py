@@ -51,16 +51,23 @@ def layer_of(site: str) -> str:
     return name_of(site).removesuffix(".z")
 
 
-def prefixes(sites: Collection[str]) -> dict[str, str]:
-    """Return what the axes of each site begin with: nothing where there is one site, else ``<layer>_``.
+def prefixes(counts: Mapping[str, int]) -> dict[str, str]:
+    """Return what the axes of each site begin with, for sites of so many units: ``<layer>_``, but nothing for the one
+    site of several units, or the only site.
 
     Raises ValueError for two sites of one layer.
     """
-    layers = [layer_of(site) for site in sites]
+    layers = [layer_of(site) for site in counts]
     twice = next((layer for layer in layers if layers.count(layer) > 1), None)
     if twice is not None:
-        raise ValueError(f"two sites would both be called {twice!r}: rename one of {', '.join(sites)}")
-    return {site: "" if len(layers) == 1 else f"{layer}_" for site, layer in zip(sites, layers, strict=True)}
+        raise ValueError(f"two sites would both be called {twice!r}: rename one of {', '.join(counts)}")
+    rivals = [site for site, count in counts.items() if count > 1] or list(counts)
+    return {site: "" if rivals == [site] else f"{layer}_" for site, layer in zip(counts, layers, strict=True)}
+
+
+def units_in(sites: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many units each site has, 1 where it stands in no units plate."""
+    return {name: site["fn"].batch_shape[-1] for name, site in sites.items()}
 
 
 def posterior_values(pair: Pair, batch: Batch, num_draws: int, groups: Collection[str]) -> Values:
@@ -116,7 +123,7 @@ FAMILIES: dict[tuple[str, ...], Callable[[Pair, Batch, int, Collection[str]], Va
 
 
 def unit_counts(pair: Pair, context: Tensor) -> dict[str, int]:
-    """Return how many units each latent site of the model has, 1 where it stands in no units plate.
+    """Return how many units each latent site of the model has.
 
     Raises ValueError for a model without latent sites, and for a site outside the windows plate.
     """
@@ -125,7 +132,7 @@ def unit_counts(pair: Pair, context: Tensor) -> dict[str, int]:
         raise ValueError("the model has no latent site: there is nothing to draw")
     for name, site in sites.items():
         _check_windows_plate("model", name, site)
-    return {name: site["fn"].batch_shape[-1] for name, site in sites.items()}
+    return units_in(sites)
 
 
 def _traced(program: Any, *args: Tensor) -> Trace:
@@ -161,7 +168,7 @@ def _check_windows_plate(role: str, name: str, site: Any) -> None:
 
 def _latents(group: str, sites: Mapping[str, Any], shape: tuple[int, int]) -> Values:
     """Return the draws of every site: dims draw, window, unit and, where longer than 1, those of its event."""
-    prefix, values = prefixes(sites), {}
+    prefix, values = prefixes(units_in(sites)), {}
     for name, site in sites.items():
         value, rank = site["value"], site["fn"].event_dim
         value = value.broadcast_to(*shape, *value.shape[value.ndim - rank - 1 :])  # (S, B, N, *event)
@@ -196,7 +203,7 @@ def _statistics(model_trace: Trace, guide_trace: Trace, latents: Mapping[str, An
         shape = log_likelihood.shape[0], log_likelihood.shape[1]
         log_weight = log_likelihood + _log_prob(latents.values(), shape) - _log_prob(proposals.values(), shape)
         values["sample_stats", "log_weight"] = Named(DRAWN, log_weight)
-    prefix = prefixes(latents)
+    prefix = prefixes(units_in(latents))
     for name, terms in measure_units(model_trace, guide_trace, sample_kl=True).items():
         start = prefix[name]
         values["sample_stats", f"{start}kl"] = Named(("window", f"{start}unit"), terms.kl)

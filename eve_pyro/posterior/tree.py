@@ -54,7 +54,9 @@ def to_datatree(
 
     Latents are variables named as their sites, "/" turned into ".", with axes chain, draw, window, unit, and, where
     longer than 1, step (of the path) and latent; y has chain, draw, window, horizon. Of several sites each has axes of
-    its own: ``<layer>_unit``, ``<layer>_step``, and likewise ``<layer>_kl``. A site without a units plate is one unit.
+    its own: ``<layer>_unit``, ``<layer>_step``, and likewise ``<layer>_kl``. But where only one of them has several
+    units, its axes keep their plain names: beside a volatility unit ``eve.z`` has ``unit``, and ``volatility.z``
+    ``volatility_unit``. A site without a units plate is one unit.
     Windows are numbered as in ``windows`` and carry ``series`` and ``origin``, the time of the first step of the
     forecast; the horizon is 1 to H, the past 1 - L to 0, and unit i of site "eve.z" is "eve[i]". Draws and data are
     float32, densities and KLs float64.

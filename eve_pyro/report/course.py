@@ -66,12 +66,15 @@ def census(record: Record) -> Section:
     regime = record.run.config.control.regime
     steered = f"were steered by {regime}" if regime != "off" else "were left alone: the bands are a yardstick"
     told += f"The units of this run {steered}."
+    if record.volatility is not None:
+        told += " No band holds the volatility unit, which makes a window calm or wild as a whole."
     blocks: list[Block] = [Text(told)]
-    for site, layer in last_figures(record.census).groupby("site", sort=False):
-        blocks.append(_states(str(site), layer))
+    layers = last_figures(record.census).groupby("site", sort=False)
+    for site, layer in sorted(layers, key=lambda each: each[0] == record.volatility):
+        blocks.append(_states(str(site), layer, str(site) != record.volatility))
     caption = "Each bar is a unit, averaged over test windows, the one with the most KL first."
     blocks.append(picture(plots.unit_bars(record.units), "units", "KL and energy of every unit.", caption))
-    sites = record.census["site"].unique()
+    sites = [site for site in record.census["site"].unique() if site != record.volatility]
     for number, site in enumerate(sites[:SHOWN_LAYERS]):
         layer = record.census[(record.census["site"] == site) & (record.census["split"] == "val")]
         caption = (
@@ -87,20 +90,21 @@ def census(record: Record) -> Section:
     return Section("census", "The census of the units", blocks)
 
 
-def _states(site: str, layer: pd.DataFrame) -> Table:
-    """Return one layer's states and sums, a column a split."""
-    rows = [
+def _states(site: str, layer: pd.DataFrame, banded: bool) -> Table:
+    """Return one layer's states, if a band holds it, and sums, a column a split."""
+    states = [
         Row(state.replace("_", " "), [percent(share, 1) for share in layer[state]], words=MEANINGS[state])
         for state in STATES
-        if (layer[state] > 0).any()
+        if banded and (layer[state] > 0).any()
     ]
     kl = Row("KL", [short(value) for value in layer["kl"]], words="nats a window, all units together")
     active = Row("active", [percent(share, 1) for share in layer["active"]], words="units with more than 0.01 nats")
     energy = Row(
         "energy", [short(value) for value in layer["energy"]], words="squared prior deviations, mean over units"
     )
-    head = [f"{site}, {layer['units'].max()} units", *(SPLITS[split] for split in layer["split"])]
-    return Table(f"States of the units of {site}", head, [*rows, active, kl, energy])
+    count = int(layer["units"].max())
+    head = [f"{site}, {count} unit{'s' * (count > 1)}", *(SPLITS[split] for split in layer["split"])]
+    return Table(f"States of the units of {site}", head, [*states, active, kl, energy])
 
 
 def _two_of(windows: Windows, series: int) -> Windows:

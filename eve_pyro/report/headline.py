@@ -137,6 +137,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     layers = f"{model.depth} layers of {model.units}" if model.model == "stack" else str(model.units)
     size = f" of {model.latent_dim} dimensions" if model.latent_dim > 1 else ""
     alpha = f", alpha {objective.alpha:g}" if objective.objective == "predictive" else ""
+    below = "" if record.volatility is None else " above a volatility unit"
     regime = config.control.regime
     splits = f"{len(train):,} for training, {len(validation):,} for validation, {len(test):,} for testing"
     versions = [f"{name} {version(name)}" for name in ("eve_pyro", "torch", "pyro-ppl")]
@@ -144,7 +145,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Data", _data(record)),
         ("Windows", f"{splits}; {data.context_length} steps of context, {data.horizon} ahead"),
         ("Recipe", config.recipe),
-        ("Model", f"{model.model}: {layers} units{size}, {model.prior} prior, {model.readout} readout"),
+        ("Model", f"{model.model}: {layers} units{size}{below}, {model.prior} prior, {model.readout} readout"),
         ("Guide", f"{config.guide.guide}: {GUIDES[config.guide.guide]}"),
         ("Objective", f"{objective.objective}{alpha}, beta {objective.beta:g}"),
         ("Regime", regime if regime == "off" else f"{regime}, target energy {config.control.target:g}"),

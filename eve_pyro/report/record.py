@@ -50,6 +50,12 @@ class Record:
         return {"eve": self.run.eve} | ({"twin": self.run.twin} if self.run.twin else {})
 
     @property
+    def volatility(self) -> str | None:
+        """The site of the volatility unit, if there is one."""
+        layer = self.eve.model.volatility
+        return None if layer is None else layer.site
+
+    @property
     def num_latents(self) -> int:
         """How many numbers a window's units are."""
         model = self.eve.model

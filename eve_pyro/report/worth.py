@@ -49,6 +49,7 @@ def _worth(record: Record) -> list[Block]:
             f" There is no closed form: costs come from {FEW_DRAWS} draws, for the {len(costs)} of {len(record.units)} "
             "units with the most KL, and small ones are noise."
         )
+    costs = _held(record, costs)
     bars = picture(plots.intervention_bars(costs), "costs", alt, caption)
     return [_groups(record, ranked, windows), bars, _agreement(costs), *_of_the_dearest(record, ranked), Note(note)]
 
@@ -62,17 +63,25 @@ def _costs(record: Record, windows: Windows) -> pd.DataFrame:
 
 
 def _groups(record: Record, ranked: pd.DataFrame, windows: Windows) -> Table:
-    size = max(1, min(GROUP, len(record.units) // 2))
+    units, ranked = (_held(record, table) for table in (record.units, ranked))
+    size = max(1, min(GROUP, len(units) // 2))
     top, names = ranked.head(size), ["site", "unit"]
-    others = record.units.merge(top[names], on=names, how="left", indicator=True).query("_merge == 'left_only'")
+    others = units.merge(top[names], on=names, how="left", indicator=True).query("_merge == 'left_only'")
     groups = {f"the dearest {size}": as_group(top)}
     if len(others):
         drawn = others.sample(min(size, len(others)), random_state=0)
         groups[f"{len(drawn)} of the others, at random"] = as_group(drawn)
+    if record.volatility is not None:
+        groups["the volatility unit"] = {record.volatility: [0]}
     draws = 50 if record.exact else FEW_DRAWS
     found = knock_out_groups(record.eve.model, record.eve.guide, windows, groups, num_draws=draws)
     rows = [Row(row["group"], [short(row[cost]) for cost in (*COSTS, "kl")]) for row in found.to_dict("records")]
     return Table("Cost of knocking out groups of units", ["knocked out together", *HEADS, "KL (nats)"], rows)
+
+
+def _held(record: Record, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table without the volatility unit's."""
+    return table[table["site"] != record.volatility]
 
 
 def _agreement(costs: pd.DataFrame) -> Table:
@@ -85,17 +94,19 @@ def _agreement(costs: pd.DataFrame) -> Table:
 
 def _of_the_dearest(record: Record, ranked: pd.DataFrame) -> list[Block]:
     """Show where the dearest units stand in every window, and what the first of them does to a forecast."""
-    model, guide = record.eve.model, record.eve.guide
+    model, guide, ranked = record.eve.model, record.eve.guide, _held(record, ranked)
     site = str(ranked["site"].iloc[0])
     top = ranked.loc[ranked["site"] == site, "unit"].tolist()[:TRACED]
     layer = site.removesuffix(".z")
     names = [f"{layer}[{unit}]" for unit in top]
     tree = to_datatree(model, guide, record.test, groups=("posterior",), sites=[site], units=names)
-    caption = "Where the dearest units stand: posterior mean and 90 % interval, window by window."
+    caption = f"Where the dearest units of {site} stand: posterior mean and 90 % interval, window by window."
     trace = picture(plots.unit_trace(tree, names), "trace", f"Posterior of {', '.join(names)} by window.", caption)
     window = record.test.select([len(record.test) // 2])
     found = traverse(model, guide, window, site, top[0])
-    caption = f"{names[0]}, the dearest unit, taken from -3 to 3 of its prior's deviations: the forecast of one window."
+    caption = (
+        f"{names[0]}, the dearest of them, taken from -3 to 3 of its prior's deviations: the forecast of one window."
+    )
     return [trace, picture(plots.traverse_fan(found), "traverse", f"Forecasts as {names[0]} is set.", caption)]
 
 
