@@ -4,6 +4,7 @@ Each is trained by ``fit`` and scored by ``evaluate`` like any other model, besi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_pyro.builder import Built
 from eve_pyro.distributions import rescaled
 from eve_pyro.distributions.mixture import EqualMixture
 from eve_pyro.distributions.quantiles import Quantiles
@@ -21,7 +21,7 @@ from eve_pyro.likelihoods import FactorReadout, bounded_scale
 from eve_pyro.models.forecaster import Encoder, Norm
 from eve_pyro.neuron import EveLayer
 from eve_pyro.priors import StandardPrior
-from eve_pyro.protocols import OBSERVED, WINDOWS
+from eve_pyro.protocols import OBSERVED, WINDOWS, Guide, Model
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 PASSES = 25  # forward passes behind a forecast of MC dropout
@@ -118,10 +118,10 @@ class DLinear(nn.Module):
         return observe(dist.Normal(loc, scale, validate_args=False).to_event(1), future)
 
 
-def foretold(pair: Built, context: Tensor) -> TorchDistribution:
-    """Return what ``pair`` says of the future, batch (B, 1) and event (H,); ValueError where that is no closed form."""
+def foretold(model: Model, guide: Guide, context: Tensor) -> TorchDistribution:
+    """Return what a pair says of the future, batch (B, 1) and event (H,); ValueError where that is no closed form."""
     with pyro.poutine.block():
-        model_trace, guide_trace = forecast_trace(pair.model, pair.guide, context)
+        model_trace, guide_trace = forecast_trace(model, guide, context)
         whole = joint(observation(model_trace), forecast_latents(model_trace, guide_trace))
     if whole is None:
         raise ValueError("a mixture of forecasts needs members with a closed form, such as deterministic twins")
@@ -129,31 +129,32 @@ def foretold(pair: Built, context: Tensor) -> TorchDistribution:
 
 
 class Ensemble(nn.Module):
-    """The equal mixture of trained ``pairs``: paths come from one member each, and all densities are exact."""
+    """The equal mixture of trained ``pairs`` of model and guide: a path is of one member, and densities are exact."""
 
-    def __init__(self, pairs: Sequence[Built]) -> None:
+    def __init__(self, pairs: Sequence[tuple[Any, Any]]) -> None:
         super().__init__()
         self.pairs = list(pairs)
-        self.weights = nn.ModuleList(pair.weights() for pair in pairs)
+        self.weights = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
 
     def forward(self, context: Tensor, future: Tensor | None = None) -> Tensor:
         """Run the program, observing ``future`` (B, H) if given."""
-        return observe(EqualMixture([foretold(pair, context) for pair in self.pairs]), future)
+        return observe(EqualMixture([foretold(*pair, context) for pair in self.pairs]), future)
 
 
 class MCDropout(nn.Module):
-    """A pair whose dropout stays on: its forecast is the equal mixture of ``passes`` passes, one each while it trains.
+    """A pair whose dropout stays on: its forecast is the equal mixture of ``passes`` passes; it trains on one.
 
     Source: Gal & Ghahramani, ICML 2016.
     """
 
-    def __init__(self, pair: Built, passes: int = PASSES) -> None:
+    def __init__(self, pair: tuple[Any, Any], passes: int = PASSES) -> None:
         super().__init__()
-        self.pair, self.passes, self.weights = pair, passes, pair.weights()
+        self.model, self.guide = pair
+        self.passes = passes
 
     def forward(self, context: Tensor, future: Tensor | None = None) -> Tensor:
         """Run the program, observing ``future`` (B, H) if given."""
-        self.weights.train()
-        members = [foretold(self.pair, context) for _ in range(1 if self.training else self.passes)]
-        self.weights.train(self.training)
+        self.model.train()
+        members = [foretold(self.model, self.guide, context) for _ in range(1 if self.training else self.passes)]
+        self.model.train(self.training)
         return observe(EqualMixture(members), future)

@@ -67,11 +67,10 @@ def read_rows(table: Path) -> pd.DataFrame:
         raise ValueError(f"cannot read {table}: {error}") from None
     if not {"seed", "fingerprint", "crps"} <= set(rows):
         raise ValueError(f"{table} is no table of a comparison: choose another --out, or move it away")
-    cut = rows[["seed", "fingerprint"]].isna().any(axis=1)
+    cut = rows[["seed", "fingerprint"]].isna().any(axis=1).to_numpy()
     if cut.any():
-        raise ValueError(
-            f"{table}, line {int(cut.idxmax()) + 2}: the row was cut short; take the line out, and its run is done again"
-        )
+        line = int(cut.argmax()) + 2
+        raise ValueError(f"{table}, line {line}: the row was cut short; take it out, and its run is done again")
     return rows
 
 

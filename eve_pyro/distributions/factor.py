@@ -177,12 +177,12 @@ def _(fn: dist.Independent, loc: Tensor, scale: Tensor) -> TorchDistribution:
 
 
 @rescaled.register
-def _(fn: torch.distributions.LowRankMultivariateNormal, loc: Tensor, scale: Tensor) -> TorchDistribution:
+def _(fn: dist.LowRankMultivariateNormal, loc: Tensor, scale: Tensor) -> TorchDistribution:
     factor, diagonal = scale.unsqueeze(-1) * fn.cov_factor, scale.square() * fn.cov_diag
     return dist.LowRankMultivariateNormal(loc + scale * fn.loc, factor, diagonal, validate_args=False)
 
 
 @rescaled.register
-def _(fn: torch.distributions.MultivariateNormal, loc: Tensor, scale: Tensor) -> TorchDistribution:
+def _(fn: dist.MultivariateNormal, loc: Tensor, scale: Tensor) -> TorchDistribution:
     root = scale.unsqueeze(-1) * fn.scale_tril
     return dist.MultivariateNormal(loc + scale * fn.loc, scale_tril=root, validate_args=False)

@@ -46,9 +46,11 @@ class EqualMixture(TorchDistribution):
 def stacked(members: Sequence[TorchDistribution | None]) -> TorchDistribution | None:
     """Return normals, or Student's t, of one shape side by side: the members leftmost. None for other families."""
     if all(isinstance(member, dist.Normal) for member in members):
-        return dist.Normal(*_stack(members, "loc", "scale"), validate_args=False)
+        loc, scale = _stack(members, "loc", "scale")
+        return dist.Normal(loc, scale, validate_args=False)
     if all(isinstance(member, dist.StudentT) for member in members):
-        return dist.StudentT(*_stack(members, "df", "loc", "scale"), validate_args=False)
+        df, loc, scale = _stack(members, "df", "loc", "scale")
+        return dist.StudentT(df, loc, scale, validate_args=False)
     return None
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from eve_pyro.plots.style import BLUE, GREY, REGIME_COLOURS, grid
+from eve_pyro.plots.style import BLUE, CYCLE, GREY, REGIME_COLOURS, grid, legend_below
 
 
 def regime_scatter(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
@@ -56,4 +56,32 @@ def difference_bars(summary: pd.DataFrame, labels: Sequence[str], scores: Sequen
         ax.set_yticks(places, names if number == 0 else [])
         ax.set_xlabel(f"{score.replace('_', ' ')}, minus the base's")
         ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    return figure
+
+
+def accuracy_chart(cells: pd.DataFrame, scores: Sequence[str]) -> Figure:
+    """Draw, cell by cell, how far each rival is behind eve with its 95 % interval: a panel a score, a colour a model.
+
+    ``cells`` is a table of ``bench.tables.cell_table`` of one protocol. Right of zero eve is ahead.
+    """
+    rivals = cells[cells["model"] != "eve"]
+    names = list(dict.fromkeys(f"{row['set']} {row['horizon']}" for row in cells.to_dict("records")))
+    models = list(dict.fromkeys(rivals["model"]))
+    figure, axes = grid(len(scores), len(scores), height=1.4 + (0.14 * len(models) + 0.2) * len(names))
+    handles = []
+    for number, (ax, score) in enumerate(zip(axes, scores, strict=True)):
+        ax.axvline(0, color=GREY, lw=0.8)
+        for place, model in enumerate(models):
+            own = rivals[(rivals["model"] == model) & rivals[f"{score}_diff"].notna()]
+            rows = [names.index(f"{row['set']} {row['horizon']}") for row in own.to_dict("records")]
+            marker, colour = "osD^vP*X<>hd"[place // len(CYCLE)], CYCLE[place % len(CYCLE)]
+            drawn = ax.errorbar(
+                -own[f"{score}_diff"], np.array(rows) + 0.7 * ((place + 0.5) / len(models) - 0.5),
+                xerr=own[f"{score}_ci"].fillna(0), fmt=marker, ms=4, lw=1, color=colour,
+            )  # fmt: skip
+            handles += [drawn] if number == 0 else []
+        ax.set_yticks(range(len(names)), names if number == 0 else [])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_xlabel(f"{score.replace('_', ' ')}, minus eve's")
+    legend_below(figure, handles, models, columns=min(len(models), 6))
     return figure
