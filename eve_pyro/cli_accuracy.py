@@ -78,5 +78,4 @@ def table(
     """
     from eve_pyro.bench.tables import write_tables
 
-    write_tables(folder)
-    say(f"{folder}: accuracy.csv, summary.csv, tables.md, accuracy.png")
+    say(f"{folder}: {', '.join(write_tables(folder))}")

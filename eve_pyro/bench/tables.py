@@ -9,6 +9,7 @@ import pandas as pd
 from eve_pyro import plots
 from eve_pyro.bench.accuracy import CELL, CHOOSER, TABLE
 from eve_pyro.bench.compare import summarise
+from eve_pyro.bench.protocols import NAIVE
 from eve_pyro.bench.rows import read_rows
 from eve_pyro.infer.scores import KEYS
 
@@ -154,13 +155,20 @@ def _table(frame: pd.DataFrame, form: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_tables(folder: Path) -> None:
-    """Write summary.csv, tables.md and accuracy.png beside the accuracy.csv of ``folder``; ValueError without rows."""
+def write_tables(folder: Path) -> list[str]:
+    """Write summary.csv, tables.md and, where eve has a rival, accuracy.png beside the accuracy.csv of ``folder``.
+
+    The picture is of the first protocol, without the naive forecasts. Returns the files' names. Raises ValueError where
+    there are no rows.
+    """
     rows = read_rows(folder / TABLE)
     if rows.empty:
         raise ValueError(f"there is no {folder / TABLE} with rows: run eve-pyro bench accuracy first")
     cells = cell_table(rows)
     cells.to_csv(folder / "summary.csv", index=False)
     (folder / "tables.md").write_text(markdown(rows), encoding="utf-8")
-    shown = cells[cells["protocol"] == cells["protocol"].iloc[0]]
+    shown = cells[(cells["protocol"] == cells["protocol"].iloc[0]) & ~cells["model"].isin(NAIVE)]
+    if not shown.loc[shown["model"] != REFERENCE, "crps_diff"].notna().any():
+        return [TABLE, "summary.csv", "tables.md"]
     plots.accuracy_chart(shown, ("crps", "energy_score", "joint_log_score")).savefig(folder / "accuracy.png")
+    return [TABLE, "summary.csv", "tables.md", "accuracy.png"]

@@ -62,26 +62,27 @@ def difference_bars(summary: pd.DataFrame, labels: Sequence[str], scores: Sequen
 def accuracy_chart(cells: pd.DataFrame, scores: Sequence[str]) -> Figure:
     """Draw, cell by cell, how far each rival is behind eve with its 95 % interval: a panel a score, a colour a model.
 
-    ``cells`` is a table of ``bench.tables.cell_table`` of one protocol. Right of zero eve is ahead.
+    ``cells`` is a table of ``bench.tables.cell_table`` of one protocol. Right of zero eve is ahead: in nats of log
+    scores, else in per cent of eve's score.
     """
     rivals = cells[cells["model"] != "eve"]
-    names = list(dict.fromkeys(f"{row['set']} {row['horizon']}" for row in cells.to_dict("records")))
-    models = list(dict.fromkeys(rivals["model"]))
-    figure, axes = grid(len(scores), len(scores), height=1.4 + (0.14 * len(models) + 0.2) * len(names))
+    place = cells["set"] + " " + cells["horizon"].astype(str)
+    rows = {name: number for number, name in enumerate(place.unique())}
+    models = list(rivals["model"].unique())
+    figure, axes = grid(len(scores), len(scores), height=1.2 + (0.08 * len(models) + 0.15) * len(rows))
     handles = []
-    for number, (ax, score) in enumerate(zip(axes, scores, strict=True)):
+    for ax, score in zip(axes, scores, strict=True):
         ax.axvline(0, color=GREY, lw=0.8)
-        for place, model in enumerate(models):
-            own = rivals[(rivals["model"] == model) & rivals[f"{score}_diff"].notna()]
-            rows = [names.index(f"{row['set']} {row['horizon']}") for row in own.to_dict("records")]
-            marker, colour = "osD^vP*X<>hd"[place // len(CYCLE)], CYCLE[place % len(CYCLE)]
-            drawn = ax.errorbar(
-                -own[f"{score}_diff"], np.array(rows) + 0.7 * ((place + 0.5) / len(models) - 0.5),
-                xerr=own[f"{score}_ci"].fillna(0), fmt=marker, ms=4, lw=1, color=colour,
-            )  # fmt: skip
-            handles += [drawn] if number == 0 else []
-        ax.set_yticks(range(len(names)), names if number == 0 else [])
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.set_xlabel(f"{score.replace('_', ' ')}, minus eve's")
-    legend_below(figure, handles, models, columns=min(len(models), 6))
+        eve = cells[score].where(cells["model"] == "eve").groupby(place).transform("max")
+        unit = 1.0 if score.endswith("log_score") else 0.01 * eve
+        behind, interval = -cells[f"{score}_diff"] / unit, (cells[f"{score}_ci"] / unit).fillna(0)
+        for number, model in enumerate(models):
+            own = cells["model"] == model
+            height = place[own].map(rows) + 0.8 * ((number + 0.5) / len(models) - 0.5)
+            marker, colour = "osD^vP*X"[number // len(CYCLE)], CYCLE[number % len(CYCLE)]
+            handles.append(ax.errorbar(behind[own], height, xerr=interval[own], fmt=marker, ms=3.5, lw=1, color=colour))
+        ax.set_yticks(list(rows.values()), list(rows) if ax is axes[0] else [])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel(f"{score.replace('_', ' ')} behind eve's, {'nats a value' if isinstance(unit, float) else '%'}")
+    legend_below(figure, handles[: len(models)], models, columns=min(len(models), 6))
     return figure
