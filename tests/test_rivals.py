@@ -12,7 +12,9 @@ from scipy import stats
 from eve_pyro.bench.lineup import MEMBERS, TRAINED, build_pair, config_of, train
 from eve_pyro.bench.rivals import LEVELS, DLinear, Ensemble, MCDropout, foretold, no_units
 from eve_pyro.config import load_recipe
-from eve_pyro.distributions import rescaled
+from eve_pyro.distributions import FactorNormal, rescaled
+from eve_pyro.distributions.dense import DenseNormal, LowRankNormal
+from eve_pyro.distributions.integrated import IntegratedFactor
 from eve_pyro.distributions.mixture import EqualMixture
 from eve_pyro.distributions.quantiles import Quantiles
 from eve_pyro.infer.predictive import predict, quantile
@@ -41,7 +43,7 @@ def test_a_rival_is_a_model_like_any_other(name, batch):
     check_model(built(name).model, batch)
 
 
-@pytest.mark.parametrize("horizon", [6, 3])  # low rank in torch's own form, and dense where the rank is no lower
+@pytest.mark.parametrize("horizon", [6, 3])  # of lower rank than the horizon, and not
 def test_low_rank_is_a_dense_normal(batch, horizon):
     context, future = batch[0], batch[1][:, :horizon]
     pair = built("low_rank", horizon=horizon)
@@ -65,15 +67,33 @@ def test_low_rank_is_a_dense_normal(batch, horizon):
     torch.testing.assert_close(components.scale[0], dense.stddev, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("rank", [2, None])
-def test_a_multivariate_normal_is_rescaled(rank):
-    loc, scale, y = torch.randn(B, 1, 5), torch.rand(B, 1, 1) + 0.5, torch.randn(B, 1, 5)
-    factor, diagonal = torch.randn(B, 1, 5, rank or 5), torch.rand(B, 1, 5) + 0.5
-    fn = dist.LowRankMultivariateNormal(loc, factor, diagonal)
-    fn = fn if rank else dist.MultivariateNormal(loc, fn.covariance_matrix)
-    moved = rescaled(fn, torch.ones(B, 1, 1), scale)
-    expected = fn.log_prob((y - 1) / scale) - 5 * scale.log()[..., 0]
-    torch.testing.assert_close(moved.log_prob(y), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("torchs", [DenseNormal, LowRankNormal])
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3)])
+def test_normals_draw_what_torch_draws(torchs, shape):
+    loc, factor, diagonal = torch.randn(B, 1, 5), torch.randn(B, 1, 5, 2), torch.rand(B, 1, 5) + 0.5
+    low_rank = dist.LowRankMultivariateNormal(loc, factor, diagonal)
+    parameters = (loc, factor, diagonal) if torchs is LowRankNormal else (loc, low_rank.covariance_matrix)
+    draws = []
+    for fn in (torchs(*parameters), torchs.__base__(*parameters)):
+        torch.manual_seed(1)
+        draws.append(fn.sample(shape))
+    torch.testing.assert_close(draws[0], draws[1])
+    assert torchs(*parameters).expand((3, B, 1)).sample(shape).shape == (*shape, 3, B, 1, 5)
+
+
+def test_paths_of_a_low_rank_normal_have_its_covariance():
+    factor = FactorNormal(
+        torch.ones(1, 1, 4), torch.rand(1, 1, 4) + 0.5, torch.randn(4, 2), torch.tensor([[[0.5, 2.0]]]),
+        torch.zeros(1, 1, 2), site="z",
+    )  # fmt: skip
+    units = dist.Normal(torch.zeros(1, 2, 1, 1), 1.0).to_event(2)
+    expected, fn = factor.joint({"z": units}), IntegratedFactor(factor)
+    paths = fn.sample((100_000,))[:, 0, 0]
+    torch.testing.assert_close(paths.T.cov(), expected.covariance_matrix[0, 0], atol=0.03, rtol=0.03)
+    torch.testing.assert_close(fn.log_prob(paths[:5, None, None]), expected.log_prob(paths[:5, None, None]))
+    activity, gain = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
+    with pytest.raises(ValueError, match="several patches"):
+        IntegratedFactor(FactorNormal(factor.loc, factor.scale, factor.loadings, gain, activity, site="z"))
 
 
 def test_twin_t_scores_as_scipys_t(batch, windows):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_pyro.distributions import rescaled
+from eve_pyro.distributions.integrated import IntegratedFactor
 from eve_pyro.distributions.mixture import EqualMixture
 from eve_pyro.distributions.quantiles import Quantiles
 from eve_pyro.infer.predictive import forecast_latents, forecast_trace, joint, observation
@@ -76,10 +77,7 @@ class LowRankHead(nn.Module):
 
     def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
         """Return the multivariate normal of the normalised future, batch (B, 1)."""
-        zeros = state.new_zeros(len(state), self.rank, 1, 1)
-        units = dist.Normal(zeros, torch.ones_like(zeros), validate_args=False).to_event(2)
-        factor = self.readout(zeros[..., 0, 0].unsqueeze(-2), state)
-        return joint(factor, {self.readout.site: units})  # type: ignore[return-value]
+        return IntegratedFactor(self.readout(state.new_zeros(len(state), 1, self.rank), state))
 
 
 class QuantileHead(nn.Module):
