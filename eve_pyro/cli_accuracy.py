@@ -29,13 +29,18 @@ def accuracy(
         str,
         typer.Option(help="Contexts to choose among. Default: 96,336,512, of illness 36,104.", show_default=False),
     ] = "",
-    models: Annotated[str, typer.Option(help="Models to train and score.")] = MODELS,
+    models: Annotated[
+        str, typer.Option(help="Models to train and score; patchtst and nhits too, given --peer-python.")
+    ] = MODELS,
     seeds: Seeds = "0,1,2",
     protocol: Annotated[
         str, typer.Option(help="longhorizon: every test window; probts: one in 96, and ProbTS's CRPS.")
     ] = "longhorizon",
     recipe: Recipe = "factor",
     draws: Draws = 100,
+    peer_python: Annotated[
+        Path | None, typer.Option(help="A Python that has neuralforecast, for its models.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder of the benchmark. It may go on.")] = Path("runs/accuracy"),
     overrides: dict[str, Any] | None = None,
 ) -> None:
@@ -60,6 +65,7 @@ def accuracy(
         recipe,
         overrides or {},
         draws,
+        peer_python,
     )
     with going_on():
         run_accuracy(plan, out, say)

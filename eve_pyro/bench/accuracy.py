@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from eve_pyro.bench.lineup import MODELS, build_pair, config_of, train
+from eve_pyro.bench.lineup import MODELS, TRAINED, build_pair, config_of, train
+from eve_pyro.bench.peers import PEERS, peer_row
 from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row
 from eve_pyro.bench.rows import Job, Say, read_rows, run_jobs
 from eve_pyro.bench.sets import DataSet, default_contexts, default_horizons, find_set, load_set
@@ -35,7 +36,8 @@ FIXED = {
 class Plan:
     """What to run: ``horizons`` and ``contexts`` are each set's own where None; ProbTS has one context a set.
 
-    ``overrides`` are options of the ``recipe``, as the command line names them.
+    ``overrides`` are options of the ``recipe``, as the command line names them. ``peer_python`` is a Python that has
+    neuralforecast, for the peers among ``models``.
     """
 
     data: Path
@@ -48,12 +50,17 @@ class Plan:
     recipe: str = "factor"
     overrides: Mapping[str, Any] | None = None
     num_draws: int = 100
+    peer_python: Path | None = None
 
     def check(self) -> None:
         """Raise ValueError for a model that nobody knows and for options that the protocol leaves no choice of."""
-        unknown = [name for name in self.models if name not in MODELS]
-        if unknown:
-            raise ValueError(f"there is no model {unknown[0]!r}; known are {', '.join(MODELS)}")
+        for name in self.models:
+            if name not in (*MODELS, *PEERS):
+                raise ValueError(f"there is no model {name!r}; known are {', '.join((*MODELS, *PEERS))}")
+            if name in PEERS and self.peer_python is None:
+                raise ValueError(
+                    f"model {name!r} comes from neuralforecast: name a Python that has it by --peer-python"
+                )
         for option in self.overrides or {}:
             if option in FIXED:
                 raise ValueError(f"option {option} has no use here: {FIXED[option]}")
@@ -125,7 +132,7 @@ def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
         if not fitting:
             raise ValueError(f"{source.name}: no context fits horizon {horizon}: {reason}")
         for model in plan.models:
-            if model not in NAIVE:
+            if model in TRAINED:
                 _rehearse(model, plan.config(source.name, horizon, fitting[0]), source.panel)
         yield Cell(source, horizon, fitting)
 
@@ -146,7 +153,7 @@ def _job(plan: Plan, cell: Cell, context: int, model: str, seed: int) -> Job:
     place = {"protocol": plan.protocol, "set": source.name, "horizon": cell.horizon, "context": context}
 
     def run() -> dict[str, Any]:
-        run_one = _run_naive if model in NAIVE else _run_model
+        run_one = _run_naive if model in NAIVE else _run_peer if model in PEERS else _run_model
         return run_one(model, config, source.panel, plan) | {"checksum": source.checksum}
 
     return Job(
@@ -175,6 +182,11 @@ def _run_naive(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str
     }
     val_crps = naive_row(model, windows.validation, "longhorizon")["crps"]
     return {**scores, "val_crps": val_crps, "epoch": 0, "seconds": 0.0, "cpu_seconds": 0.0, "parameters": 0}
+
+
+def _run_peer(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str, Any]:
+    assert plan.peer_python is not None
+    return peer_row(model, plan.peer_python, config, windows_of(panel, config), plan.protocol)
 
 
 def _rehearse(model: str, config: Config, panel: Panel) -> None:
