@@ -10,7 +10,8 @@ import pandas as pd
 from eve_pyro import plots
 from eve_pyro.bench.compare import summarise
 from eve_pyro.bench.regimes import IDLE
-from eve_pyro.bench.trials import Say, Trial, run_trials
+from eve_pyro.bench.rows import Say
+from eve_pyro.bench.trials import Trial, run_trials
 from eve_pyro.config import Config, load_recipe
 from eve_pyro.data import Panel
 

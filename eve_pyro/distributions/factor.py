@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions import transforms as T
 
+from eve_pyro.distributions.dense import DenseNormal, LowRankNormal
 from eve_pyro.distributions.paths import path_moments
 
 
@@ -117,9 +118,9 @@ class FactorNormal(TorchDistribution):
         factor = weights[..., None] * root[..., self.patch, :].transpose(-3, -2)  # (B, H, N, P)
         factor = noise[..., None] * factor.flatten(-2).unsqueeze(-3)  # (B, 1, H, N P)
         if factor.shape[-1] < factor.shape[-2]:
-            return dist.LowRankMultivariateNormal(loc, factor, noise.square(), validate_args=False)
+            return LowRankNormal(loc, factor, noise.square(), validate_args=False)
         covariance = factor @ factor.mT + torch.diag_embed(noise.square())
-        return dist.MultivariateNormal(loc, covariance, validate_args=False)
+        return DenseNormal(loc, covariance, validate_args=False)
 
     def _read(self, weights: Tensor, loadings: Tensor) -> Tensor:
         """Return sum_n loadings_hn weights_pn for every step h and its patch p: (..., P, N) -> (..., 1, H)."""

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions import transforms as T
 
 from eve_pyro import metrics
+from eve_pyro.distributions.mixture import EqualMixture, stacked
+from eve_pyro.distributions.quantiles import Quantiles
 from eve_pyro.metrics import log_score
 from eve_pyro.protocols import OBSERVED, Guide, Integrable, Model
 
@@ -111,8 +113,11 @@ def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution | None]
 def values(fn: TorchDistribution) -> TorchDistribution | None:
     """Return the marginals of ``fn``'s values given the latents, as a batch; None for families not known here.
 
-    Known are independent values of any family, moved one by one or not, and multivariate normals.
+    Known are independent values of any family, moved one by one or not, multivariate normals, mixtures of normals
+    or of Student's t (the members come leftmost) and quantiles, which are returned as they are.
     """
+    if isinstance(fn, Quantiles):
+        return fn
     if isinstance(fn, Integrable):
         fn = fn.conditional
     if isinstance(fn, torch.distributions.Independent):
@@ -122,6 +127,8 @@ def values(fn: TorchDistribution) -> TorchDistribution | None:
         return None if single is None or None in moves else dist.TransformedDistribution(single, moves)
     if isinstance(fn, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return dist.Normal(fn.mean, fn.stddev, validate_args=False)
+    if isinstance(fn, EqualMixture):
+        return stacked([values(member) for member in fn.members])
     return None
 
 
@@ -218,11 +225,14 @@ def moments(prediction: Predictive) -> tuple[Tensor, Tensor]:
 def quantile(prediction: Predictive, level: float) -> Tensor:
     """Return the quantile at ``level`` in (0, 1), (B, H): exact for normals and Student's t, by bisection for mixtures.
 
-    Other families are read off the paths, so their resolution is the number of draws.
+    A forecast of quantiles is interpolated. Other families are read off the paths, so their resolution is the number of
+    draws.
     """
     if not 0 < level < 1:
         raise ValueError(f"a quantile's level lies between 0 and 1, not {level}")
     components = prediction.components
+    if isinstance(prediction.values, Quantiles):
+        return prediction.values.at(level).squeeze(-2)
     if components is None:
         return prediction.paths.quantile(level, dim=0)
     each = _icdf(components, level)

@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from eve_pyro import metrics
+from eve_pyro.distributions.quantiles import Quantiles
 from eve_pyro.infer.predictive import (
     Predictive,
     cdf,
@@ -79,11 +80,13 @@ def window_scores(
 def marginal_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
     """Score every value by itself, averaged over the horizon: exact for normals and their mixtures.
 
-    Of other families all but the log score comes from the draws; without a density of single values that is NaN. Of
-    classes there are the log score and the ``accuracy`` alone.
+    Of other families all but the log score comes from the draws; without a density of single values that is NaN. The
+    CRPS of quantiles is twice their mean pinball loss. Of classes there are the log score and the ``accuracy`` alone.
     """
     if is_categorical(prediction.values):
         return _mean(_class_scores(prediction, truth))
+    if isinstance(prediction.values, Quantiles):
+        return _mean(_quantile_scores(prediction.values, truth))
     components, paths = prediction.components, prediction.paths
     if components is None:
         log_prob, pit = prediction.log_prob(truth), (paths <= truth).float().mean(0)
@@ -112,6 +115,18 @@ def crps_of(prediction: Predictive, truth: Tensor) -> Tensor:
     return metrics.crps(prediction.paths, truth)
 
 
+def _quantile_scores(forecast: Quantiles, truth: Tensor) -> dict[str, Tensor]:
+    """Score quantiles, batch (B, 1), each (B, H): they have no density, and an interval if they reach that far."""
+    low, high = (forecast.at(level).squeeze(-2) for level in (0.05, 0.95))
+    return {
+        "mse": (forecast.mean.squeeze(-2) - truth).square(),
+        "mae": (forecast.at(0.5).squeeze(-2) - truth).abs(),
+        "crps": 2 * forecast.pinball(truth.unsqueeze(-2)).mean(-1).squeeze(-2),
+        "log_score": torch.full_like(truth, math.nan),
+        "coverage_90": ((truth >= low) & (truth <= high)).to(truth.dtype),
+    }
+
+
 def _class_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
     """Score numbers of classes, each (B, H), by their probabilities, averaged over the draws of the units."""
     probs: Tensor = prediction.values.probs  # type: ignore[union-attr]  # (..., B, 1, H, C)
@@ -130,9 +145,14 @@ def check_classes(labels: Tensor, count: int) -> None:
 
 
 def path_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
-    """Score the joint paths: the energy score and the CRPS of the horizon's mean, each (B,); of classes, nothing."""
+    """Score the joint paths: the energy score and the CRPS of the horizon's mean, each (B,).
+
+    Of classes there is nothing to score, and quantiles have no paths: NaN.
+    """
     if is_categorical(prediction.values):
         return {}
+    if isinstance(prediction.values, Quantiles):
+        return dict.fromkeys(("energy_score", "crps_mean"), torch.full_like(truth[..., 0], math.nan))
     return {
         "energy_score": metrics.energy_score(prediction.paths, truth),
         "crps_mean": metrics.crps_mean(prediction.paths, truth),
@@ -142,8 +162,13 @@ def path_scores(prediction: Predictive, truth: Tensor) -> dict[str, Tensor]:
 def joint_score(
     model: Model, guide: Guide, context: Tensor, future: Tensor, prediction: Predictive, num_draws: int
 ) -> dict[str, Tensor]:
-    """Return -log p(y | x) a value, (B,), exact or with the variance of its importance-sampling estimate."""
+    """Return -log p(y | x) a value, (B,), exact or with the variance of its importance-sampling estimate.
+
+    Quantiles have no density: NaN.
+    """
     horizon = future.shape[-1]
+    if isinstance(prediction.values, Quantiles):
+        return {"joint_log_score": torch.full_like(future[..., 0], math.nan)}
     if prediction.joint is not None:
         return {"joint_log_score": -prediction.joint.log_prob(future[:, None])[:, 0] / horizon}
     log_weights = importance_log_weights(model, guide, context, future, num_draws)

@@ -5,7 +5,7 @@ ArviZ's own pictures, which go through pyplot, take the trees of ``to_datatree``
 """
 
 from eve_pyro.plots.calibration import coverage_curves, pit_histogram
-from eve_pyro.plots.comparisons import difference_bars, regime_scatter
+from eve_pyro.plots.comparisons import accuracy_chart, difference_bars, regime_scatter
 from eve_pyro.plots.fidelity import khat_chart, rank_histograms
 from eve_pyro.plots.forecasts import SHOWN_PAST, fan_chart
 from eve_pyro.plots.interventions import intervention_bars, traverse_fan
@@ -15,8 +15,8 @@ from eve_pyro.plots.style import BLUE, GREEN, GREY, INK, ORANGE, REGIME_COLOURS,
 from eve_pyro.plots.training import census_map, training_curves, unit_bars
 
 __all__ = [
-    "BLUE", "GREEN", "GREY", "INK", "ORANGE", "REGIME_COLOURS", "SHOWN_PAST", "STATE_COLOURS", "census_map",
-    "coverage_curves", "difference_bars", "fan_chart", "intervention_bars", "khat_chart",
+    "BLUE", "GREEN", "GREY", "INK", "ORANGE", "REGIME_COLOURS", "SHOWN_PAST", "STATE_COLOURS", "accuracy_chart",
+    "census_map",    "coverage_curves", "difference_bars", "fan_chart", "intervention_bars", "khat_chart",
     "pit_histogram", "prior_posterior", "rank_histograms", "regime_scatter", "risk_curves", "training_curves",
     "traverse_fan", "unit_bars", "unit_forest", "unit_trace",
 ]  # fmt: skip

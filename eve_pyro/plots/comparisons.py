@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from eve_pyro.plots.style import BLUE, GREY, REGIME_COLOURS, grid
+from eve_pyro.plots.style import BLUE, CYCLE, GREY, REGIME_COLOURS, grid, legend_below
 
 
 def regime_scatter(rows: pd.DataFrame, labels: Sequence[str]) -> Figure:
@@ -56,4 +56,33 @@ def difference_bars(summary: pd.DataFrame, labels: Sequence[str], scores: Sequen
         ax.set_yticks(places, names if number == 0 else [])
         ax.set_xlabel(f"{score.replace('_', ' ')}, minus the base's")
         ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    return figure
+
+
+def accuracy_chart(cells: pd.DataFrame, scores: Sequence[str]) -> Figure:
+    """Draw, cell by cell, how far each rival is behind eve with its 95 % interval: a panel a score, a colour a model.
+
+    ``cells`` is a table of ``bench.tables.cell_table`` of one protocol. Right of zero eve is ahead: in nats of log
+    scores, else in per cent of eve's score.
+    """
+    rivals = cells[cells["model"] != "eve"]
+    place = cells["set"] + " " + cells["horizon"].astype(str)
+    rows = {name: number for number, name in enumerate(place.unique())}
+    models = list(rivals["model"].unique())
+    figure, axes = grid(len(scores), len(scores), height=1.2 + (0.08 * len(models) + 0.15) * len(rows))
+    handles = []
+    for ax, score in zip(axes, scores, strict=True):
+        ax.axvline(0, color=GREY, lw=0.8)
+        eve = cells[score].where(cells["model"] == "eve").groupby(place).transform("max")
+        unit = 1.0 if score.endswith("log_score") else 0.01 * eve
+        behind, interval = -cells[f"{score}_diff"] / unit, (cells[f"{score}_ci"] / unit).fillna(0)
+        for number, model in enumerate(models):
+            own = cells["model"] == model
+            height = place[own].map(rows) + 0.8 * ((number + 0.5) / len(models) - 0.5)
+            marker, colour = "osD^vP*X"[number // len(CYCLE)], CYCLE[number % len(CYCLE)]
+            handles.append(ax.errorbar(behind[own], height, xerr=interval[own], fmt=marker, ms=3.5, lw=1, color=colour))
+        ax.set_yticks(list(rows.values()), list(rows) if ax is axes[0] else [])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel(f"{score.replace('_', ' ')} behind eve's, {'nats a value' if isinstance(unit, float) else '%'}")
+    legend_below(figure, handles[: len(models)], models, columns=min(len(models), 6))
     return figure

@@ -1,0 +1,212 @@
+"""The accuracy benchmark: sets, horizons, models and seeds under one harness, a row a run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eve_pyro.bench.lineup import MODELS, TRAINED, build_pair, config_of, train
+from eve_pyro.bench.peers import PEERS, peer_row
+from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row
+from eve_pyro.bench.rows import Job, Say, read_rows, run_jobs
+from eve_pyro.bench.sets import DataSet, default_contexts, default_horizons, find_set, load_set
+from eve_pyro.bench.trials import fingerprint, settings_of
+from eve_pyro.config import Config, load_recipe
+from eve_pyro.data import Panel, standard_split
+from eve_pyro.infer.programs import evaluating
+from eve_pyro.infer.scores import KEYS
+from eve_pyro.runs import windows_of
+
+TABLE = "accuracy.csv"
+CELL = ("protocol", "set", "horizon")
+CHOOSER = "twin"  # whose validation CRPS, at seed 0, chooses the context of a cell
+FIXED = {
+    "seed": "name what to train with --seeds",
+    "horizon": "name the horizons with --horizons",
+    "context_length": "name the contexts with --contexts",
+    "rows": "the protocol fixes the split",
+    "validation": "the protocol fixes the split",
+    "test": "the protocol fixes the split",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: ``horizons`` and ``contexts`` are each set's own where None; ProbTS has one context a set.
+
+    ``overrides`` are options of the ``recipe``, as the command line names them. ``peer_python`` is a Python that has
+    neuralforecast, for the peers among ``models``.
+    """
+
+    data: Path
+    sets: Sequence[str]
+    models: Sequence[str] = MODELS
+    seeds: Sequence[int] = (0, 1, 2)
+    horizons: Sequence[int] | None = None
+    contexts: Sequence[int] | None = None
+    protocol: Protocol = "longhorizon"
+    recipe: str = "factor"
+    overrides: Mapping[str, Any] | None = None
+    num_draws: int = 100
+    peer_python: Path | None = None
+
+    def check(self) -> None:
+        """Raise ValueError for a model that nobody knows and for options that the protocol leaves no choice of."""
+        for name in self.models:
+            if name not in (*MODELS, *PEERS):
+                raise ValueError(f"there is no model {name!r}; known are {', '.join((*MODELS, *PEERS))}")
+            if name in PEERS and self.peer_python is None:
+                raise ValueError(
+                    f"model {name!r} comes from neuralforecast: name a Python that has it by --peer-python"
+                )
+        for option in self.overrides or {}:
+            if option in FIXED:
+                raise ValueError(f"option {option} has no use here: {FIXED[option]}")
+        if self.protocol not in ("longhorizon", "probts"):
+            raise ValueError(f"the protocol is longhorizon or probts, not {self.protocol!r}")
+        if self.protocol == "probts" and self.contexts is not None:
+            raise ValueError("the protocol probts fixes the context: leave out --contexts")
+
+    def contexts_of(self, name: str) -> Sequence[int]:
+        """Return the contexts to choose among for a set; ProbTS's is the first of them."""
+        return self.contexts or default_contexts(name)[: 1 if self.protocol == "probts" else None]
+
+    def config(self, name: str, horizon: int, context: int, seed: int = 0) -> Config:
+        """Return the configuration of a run on the set ``name``."""
+        split = {"rows": rows} if (rows := standard_split(name).rows) else {}
+        fixed = {"horizon": horizon, "context_length": context, "seed": seed}
+        return load_recipe(self.recipe, {**(self.overrides or {}), **split, **fixed})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A set at a horizon, and the ``contexts`` that fit it."""
+
+    source: DataSet
+    horizon: int
+    contexts: Sequence[int]
+
+
+def run_accuracy(plan: Plan, out: Path, say: Say = print) -> pd.DataFrame:
+    """Run what ``out``/accuracy.csv has no row of yet, and return all of its rows.
+
+    A row holds ``protocol, set, horizon, context, model, seed``, the scores of ``evaluate`` (``crps_probts`` too under
+    ProbTS), ``val_crps`` and ``epoch`` of the weights kept, ``seconds`` and ``cpu_seconds`` of training, ``parameters``
+    and the ``checksum`` of the set's file. Where a cell has several contexts, the twin of seed 0 is trained at each,
+    and the one of the lowest ``val_crps`` serves every model.
+
+    Raises ValueError before the first training for an unknown model, a set that is missing, too short, or not the one
+    that rows of it were made from, and for options that contradict each other.
+    """
+    plan.check()
+    table, cells = out / TABLE, []
+    known = read_rows(table)
+    for name in plan.sets:
+        source = load_set(find_set(plan.data, name), name)
+        _check_same(known, source, table)
+        cells += list(_cells(plan, source, say))
+    for cell in cells:
+        context = _chosen_context(plan, cell, table, say)
+        jobs = [
+            _job(plan, cell, context, model, seed)
+            for model in plan.models
+            for seed in (plan.seeds if model not in NAIVE else (0,))
+        ]
+        run_jobs(jobs, table, say)
+    return read_rows(table)
+
+
+def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
+    for horizon in plan.horizons or default_horizons(source.name):
+        fitting = []
+        for context in plan.contexts_of(source.name):
+            try:
+                windows_of(source.panel, plan.config(source.name, horizon, context))
+            except ValueError as error:
+                reason = error
+                say(f"{source.name}, horizon {horizon}: context {context} is left out: {error}")
+            else:
+                fitting.append(context)
+        if not fitting:
+            raise ValueError(f"{source.name}: no context fits horizon {horizon}: {reason}")
+        for model in plan.models:
+            if model in TRAINED:
+                _rehearse(model, plan.config(source.name, horizon, fitting[0]), source.panel)
+        yield Cell(source, horizon, fitting)
+
+
+def _chosen_context(plan: Plan, cell: Cell, table: Path, say: Say) -> int:
+    """Return the context whose twin of seed 0 has the lowest validation CRPS, training those that are not there yet."""
+    if len(cell.contexts) == 1:
+        return cell.contexts[0]
+    rows = run_jobs([_job(plan, cell, context, CHOOSER, 0) for context in cell.contexts], table, say)
+    chosen = int(rows["context"][int(rows["val_crps"].argmin())])
+    say(f"{cell.source.name}, horizon {cell.horizon}: context {chosen} has the lowest validation CRPS")
+    return chosen
+
+
+def _job(plan: Plan, cell: Cell, context: int, model: str, seed: int) -> Job:
+    source = cell.source
+    config = config_of(model, plan.config(source.name, cell.horizon, context, seed))
+    place = {"protocol": plan.protocol, "set": source.name, "horizon": cell.horizon, "context": context}
+
+    def run() -> dict[str, Any]:
+        run_one = _run_naive if model in NAIVE else _run_peer if model in PEERS else _run_model
+        return run_one(model, config, source.panel, plan) | {"checksum": source.checksum}
+
+    return Job(
+        {**place, "model": model, "seed": seed},
+        fingerprint(config, source.panel, plan.num_draws),
+        settings_of(config, source.panel, plan.num_draws),
+        rehearse=lambda: None,  # done for all cells, before the first of them
+        run=run,
+    )
+
+
+def _run_model(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str, Any]:
+    windows, training = windows_of(panel, config), config.training
+    done = train(model, config, windows)
+    scores = model_scores(
+        done.model, done.guide, windows.test, plan.protocol, plan.num_draws, training.seed, training.progress
+    )
+    took = {"seconds": round(done.seconds, 1), "cpu_seconds": round(done.cpu_seconds, 1)}
+    return {**scores, "val_crps": done.val_crps, "epoch": done.epoch, **took, "parameters": done.parameters}
+
+
+def _run_naive(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str, Any]:
+    windows = windows_of(panel, config)
+    scores = dict.fromkeys(KEYS, float("nan")) | {
+        key: value for key, value in naive_row(model, windows.test, plan.protocol).items() if value is not None
+    }
+    val_crps = naive_row(model, windows.validation, "longhorizon")["crps"]
+    return {**scores, "val_crps": val_crps, "epoch": 0, "seconds": 0.0, "cpu_seconds": 0.0, "parameters": 0}
+
+
+def _run_peer(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str, Any]:
+    assert plan.peer_python is not None
+    return peer_row(model, plan.peer_python, config, windows_of(panel, config), plan.protocol)
+
+
+def _rehearse(model: str, config: Config, panel: Panel) -> None:
+    """Raise ValueError now for what would fail once the training's turn comes."""
+    config = config_of(model, config)
+    train_rows, pair = windows_of(panel, config).train, build_pair(model, config)
+    config.control.check(config.training.steps(len(train_rows)))
+    with evaluating(pair.model, pair.guide, config.training.seed):
+        pair.elbo.loss(pair.model, pair.guide, *train_rows[:2])
+
+
+def _check_same(rows: pd.DataFrame, source: DataSet, table: Path) -> None:
+    """Raise ValueError where rows of the set were made from another file."""
+    if rows.empty:
+        return
+    if missing := {*CELL, "checksum"} - set(rows):
+        raise ValueError(f"{table} is no table of this benchmark: it has no column {sorted(missing)[0]!r}")
+    made_from = set(rows["checksum"][rows["set"] == source.name]) - {source.checksum}
+    if made_from:
+        raise ValueError(
+            f"the file of {source.name} has changed (sha256 {source.checksum}..., rows in {table} are of "
+            f"{sorted(made_from)[0]}...): put the old file back, or choose another --out"
+        )

@@ -1,0 +1,83 @@
+"""The benchmark's tables by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eve_pyro import plots
+from eve_pyro.bench.tables import cell_table, chosen_rows, duel_table, markdown, rank_table
+
+SCORES = {"mse": 1.0, "mae": 1.0, "crps": 1.0, "energy_score": 1.0, "crps_mean": 1.0, "log_score": 1.0}
+SCORES |= {"joint_log_score": 1.0, "coverage_90": 0.9, "val_crps": 1.0, "seconds": 2.0, "parameters": 10}
+
+
+def row(model, seed, horizon=96, context=336, **scores):
+    place = {"protocol": "longhorizon", "set": "ETTh1", "horizon": horizon, "context": context}
+    return {**place, "model": model, "seed": seed, **SCORES, **scores}
+
+
+@pytest.fixture
+def rows():
+    return pd.DataFrame(
+        [
+            row("twin", 0, context=96, val_crps=2.0),
+            row("twin", 0, crps=1.2, coverage_90=0.8),
+            row("twin", 1, crps=1.4, coverage_90=0.8),
+            row("twin", 2, crps=1.1, coverage_90=0.8),
+            *(row("eve", seed) for seed in range(3)),
+            row("repeat_last", 0, crps=3.0, joint_log_score=np.nan, coverage_90=np.nan),
+            row("eve", 0, horizon=720),
+            row("twin", 0, horizon=720, crps=0.8),
+        ]
+    )
+
+
+def test_the_twins_context_is_the_cells(rows):
+    assert set(chosen_rows(rows)["context"]) == {336}
+    lone = rows[rows["model"] == "twin"].iloc[:1]
+    assert set(chosen_rows(lone)["context"]) == {96}
+    assert set(chosen_rows(rows[rows["model"] == "repeat_last"])["context"]) == {336}
+
+
+def test_differences_are_paired_by_seed(rows):
+    cells = cell_table(rows).set_index(["horizon", "model"])
+    twin = cells.loc[(96, "twin")]
+    assert (twin["crps"], twin["seeds"], twin["context"]) == (pytest.approx(3.7 / 3), 3, 336)
+    differences = np.array([-0.2, -0.4, -0.1])
+    assert twin["crps_diff"] == pytest.approx(differences.mean())
+    assert twin["crps_ci"] == pytest.approx(4.30265 * differences.std(ddof=1) / math.sqrt(3), rel=1e-5)
+    assert math.isnan(cells.loc[(720, "twin"), "crps_ci"])
+    assert cells.loc[(96, "repeat_last"), "crps_diff"] == pytest.approx(-2.0)
+    alone = cell_table(rows[rows["model"] != "eve"])
+    assert alone["crps_diff"].isna().all()
+
+
+def test_ranks_and_duels(rows):
+    cells = cell_table(rows)
+    ranks = rank_table(cells)
+    assert ranks.loc["eve", "crps"] == pytest.approx((1 + 2) / 2)
+    assert ranks.loc["repeat_last", "crps"] == 3
+    assert ranks.loc["eve", "coverage_90"] == pytest.approx((1 + 1.5) / 2)  # level at 720
+    assert math.isnan(ranks.loc["repeat_last", "joint_log_score"])
+    duel = duel_table(cells).set_index(["model", "score"]).loc[("twin", "crps")]
+    assert (duel["cells"], duel["ahead"], duel["behind"], duel["lost"]) == (2, 1, 1, "ETTh1 720")
+    assert duel["surely ahead"] == 0  # the interval, 0.38, is wider than the difference
+    assert duel["worst, %"] == pytest.approx(100 * 0.2 / 0.8)
+
+
+def test_markdown_holds_every_figure_and_the_best_in_bold(rows):
+    text = markdown(rows)
+    assert "| ETTh1 | 96 | 336 | **1.0000** ± 0.0000 | 1.2333 ± 0.1528 | 3.0000 |" in text
+    assert "| ETTh1 | 720 | 336 | 1.0000 | **0.8000** |  |" in text
+    assert "crps_probts" not in text
+    assert "nan" not in text
+
+
+def test_the_picture_has_a_point_a_cell_and_rival(rows):
+    cells = cell_table(rows)
+    axes = plots.accuracy_chart(cells, ("crps", "joint_log_score")).axes
+    points = [container.lines[0].get_xydata() for container in axes[0].containers]
+    assert [len(each) for each in points] == [2, 1]  # twin in both cells, repeat_last in one
+    assert points[0][:, 0] == pytest.approx([100 * (3.7 / 3 - 1), -20.0])
