@@ -87,6 +87,7 @@ def information(model: Amortizable, evidence: Evidence) -> Information:
     known = model.information(evidence)
     if known is None:
         raise ValueError(
-            "the conjugate guide needs a readout that is linear in its units, such as FactorReadout with loadings"
+            "the conjugate guide needs a readout that is linear in its units: take one, such as FactorReadout with "
+            "loadings, or another guide, such as future_aware"
         )
     return known

@@ -137,6 +137,9 @@ def test_only_right_below_centred_units_is_the_posterior_of_volatility_conjugate
     assert type(single.heads["volatility"]) is ConjugateVolatility
 
 
+STATE = 20  # what an encoder of 8 hidden and 12 linear features makes
+
+
 class Own(torch.nn.Module):
     """A prior that says nothing of its mean."""
 
@@ -149,9 +152,9 @@ class Own(torch.nn.Module):
     [
         (StandardPrior(UNITS), True),
         (LearnedPrior(UNITS), False),
-        (ContextualPrior(12, UNITS), False),
+        (ContextualPrior(STATE, UNITS), False),
         (AR1Prior(StandardPrior(UNITS), UNITS), True),
-        (AR1Prior(ContextualPrior(12, UNITS), UNITS), False),
+        (AR1Prior(ContextualPrior(STATE, UNITS), UNITS), False),
         (AR1Prior(Own(), UNITS), False),
         (Own(), False),
     ],
@@ -160,7 +163,7 @@ class Own(torch.nn.Module):
 def test_a_prior_is_centred_where_it_says_so(prior, centred):
     assert getattr(prior, "centred", False) is centred
     encoder, layer = LinearEncoder(CONTEXT, 8, 12, 0.0), EveLayer(prior, UNITS)
-    readout, below = FactorReadout(layer, 12, HORIZON), EveLayer(VolatilityPrior(12), 1, name="volatility")
+    readout, below = FactorReadout(layer, STATE, HORIZON), EveLayer(VolatilityPrior(STATE), 1, name="volatility")
     path = 2 if isinstance(prior, AR1Prior) else 1
     model = Forecaster(encoder, layer, readout, HORIZON, path=path, volatility=below)
     guide = Conjugate(model)
