@@ -51,7 +51,7 @@ def run_trials(panel: Panel, trials: Sequence[Trial], table: Path, num_draws: in
         _check_alike(done, labels, marks[i], settings[i], table)
     todo = [i for i, labels in enumerate(wanted) if not len(_rows_of(done, labels, marks[i]))]
     for i in todo:
-        _rehearse(panel, trials[i].config)
+        rehearse(panel, trials[i].config)
     for count, i in enumerate(todo, 1):
         say(f"{count} of {len(todo)}: {' '.join(f'{name}={value}' for name, value in wanted[i].items())}")
         row = wanted[i] | _run(panel, trials[i].config, num_draws) | {"fingerprint": marks[i], "settings": settings[i]}
@@ -141,7 +141,7 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"cannot write into {above}: choose another --out")
 
 
-def _rehearse(panel: Panel, config: Config) -> None:
+def rehearse(panel: Panel, config: Config) -> None:
     """Raise ValueError now for what would fail once the training's turn comes."""
     train, pair = windows_of(panel, config).train, build(config)
     config.control.check(config.training.steps(len(train)))
