@@ -55,7 +55,7 @@ def compare_regimes(
     wanted, repeats = names(regimes, "--regimes"), numbers(seeds, "--seeds")
     trials = regime_trials(recipe, chosen, wanted, repeats, parse_vary(vary or []))
     folder = out or Path("runs") / f"regimes-{Path(data).stem}"
-    with _going_on():
+    with going_on():
         summary = compare(read_panel(data), trials, folder, draws, say)
     print_summary(summary, list(trials[0].labels), SHOWN)
     say(f"{folder}: regimes.csv, summary.csv, regimes.png")
@@ -96,7 +96,7 @@ def ablate(
         swaps[option] = list(dict.fromkeys([*swaps.get(option, []), *values]))
     trials = ablation_trials(recipe, with_standard_rows(data, overrides or {}), swaps, numbers(seeds, "--seeds"))
     folder = out or Path("runs") / f"ablation-{Path(data).stem}"
-    with _going_on():
+    with going_on():
         summary = run(read_panel(data), trials, folder, draws, say)
     print_summary(summary, [*LABELS, SAMPLED], SHOWN)
     if summary[SAMPLED].eq(True).any():
@@ -105,7 +105,7 @@ def ablate(
 
 
 @contextmanager
-def _going_on() -> Iterator[None]:
+def going_on() -> Iterator[None]:
     """Say how to go on where the user stops a comparison."""
     try:
         yield

@@ -1,9 +1,9 @@
 """The board of a study: which trainings are done, which are to be had, and who is at which.
 
-Every training is a slot, known before the study begins, and every attempt at one a trial in the storage. A worker claims
-an attempt by setting it from waiting to running, which a storage lets only one do. While it trains it gives signs of
-life; an attempt without any is failed by whoever sees it, which again only one can do, and the slot has one attempt
-more. What fills a slot above the first stage follows from the results below it alone, whoever reads them.
+Every training is a slot, known before the study begins, and every attempt at one a trial in the storage. A worker
+claims an attempt by setting it from waiting to running, which a storage lets only one do. While it trains it gives
+signs of life; an attempt without any is failed by whoever sees it, which again only one can do, and the slot has one
+attempt more. What fills a slot above the first stage follows from the results below it alone, whoever reads them.
 """
 
 import os
@@ -52,8 +52,8 @@ class Job:
 
 @dataclass(frozen=True)
 class View:
-    """How a study stood when a worker looked: attempts by slot, the ``trials`` that fill the slots known so far, by slot,
-    the outcomes by stage and slot, of the stages begun, and whether that is all.
+    """How a study stood when a worker looked: attempts by slot, the ``trials`` that fill the slots known so far, by
+    slot, the outcomes by stage and slot, of the stages begun, and whether that is all.
     """
 
     attempts: list[list[FrozenTrial]]
@@ -84,7 +84,8 @@ class Board:
         """Return how the study stands now."""
         plan, attempts = self.setup.plan, self.attempts()
         stages: list[dict[int, Outcome]] = []
-        ranked, wanted = list(range(plan.budget)), {}
+        ranked: list[int] = list(range(plan.budget))
+        wanted: dict[int, int] = {}
         for stage in range(len(plan.stages)):
             slots = {n: slot for n, slot in enumerate(plan.slots) if slot.stage == stage and slot.rank < len(ranked)}
             trials = {number: ranked[slot.rank] for number, slot in slots.items()}
@@ -155,7 +156,7 @@ class Board:
 
     def bury_lost(self) -> None:
         """Fail the attempts whose workers are gone, and give each of their slots one more, once."""
-        for number, past in enumerate(self.attempts()):
+        for past in self.attempts():
             if past and past[-1].state == TrialState.RUNNING and self._is_lost(past[-1]):
                 with suppress(UpdateFinishedTrialError):
                     self.storage.set_trial_state_values(past[-1]._trial_id, TrialState.FAIL)

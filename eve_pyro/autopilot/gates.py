@@ -1,4 +1,4 @@
-"""Constraints first: which trials are valid, what a missed target costs, and who comes first. Source: arXiv 2602.18250."""
+"""Constraints first: which trials are valid, what a missed target costs, who comes first. Source: arXiv 2602.18250."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,23 +31,24 @@ def is_valid(figures: Figures) -> bool:
 
 
 def penalty(figures: Figures) -> float:
-    """Return what missed targets cost: of an invalid trial, by how much it misses its gates, summed; of a valid one,
-    how far its inside mass lies below 0.70, in whole steps of 0.10.
+    """Return what missed targets cost, in whole steps of 0.10: of an invalid trial, by how much it misses its gates,
+    summed; of a valid one, how far its inside mass lies below 0.70.
     """
-    if not is_valid(figures):
-        return sum(max(0.0, margin) for margin in gate_margins(figures).values())
-    return STEP * math.ceil(max(0.0, TARGET_INSIDE - figures["inside_mass"]) / STEP - 1e-9)
+    missed = sum(max(0.0, margin) for margin in gate_margins(figures).values())
+    if is_valid(figures):
+        missed = max(0.0, TARGET_INSIDE - figures["inside_mass"])
+    return math.inf if math.isinf(missed) else round(STEP * math.ceil(missed / STEP - 1e-6), 9)
 
 
 def why_invalid(figures: Figures) -> str:
     """Name the gates that a trial fails, and by how much; empty for a valid one."""
     limits = {
-        "too-high share": (figures["too_high"], f"above {MOST_TOO_HIGH:.2f}"),
-        "inside mass": (figures["inside_mass"], f"below {LEAST_INSIDE:.2f}"),
-        "too-low share": (figures["too_low"], f"above {MOST_TOO_LOW:.2f} with an inside mass under {UNLESS_INSIDE}"),
+        "too-high share": (figures["too_high"], f"> {MOST_TOO_HIGH:.2f}"),
+        "inside mass": (figures["inside_mass"], f"< {LEAST_INSIDE:.2f}"),
+        "too-low share": (figures["too_low"], f"> {MOST_TOO_LOW:.2f}, inside < {UNLESS_INSIDE:.2f}"),
     }
-    failed = [(gate, margin) for gate, margin in gate_margins(figures).items() if margin > 1e-9]
-    return "; ".join(f"{gate} {limits[gate][0]:.2f}, {limits[gate][1]}: missed by {by:.2f}" for gate, by in failed)
+    failed = [(gate, *limits[gate], by) for gate, by in gate_margins(figures).items() if by > 1e-9]
+    return "; ".join(f"{gate} {value:.2f} {limit}, missed by {by:.2f}" for gate, value, limit, by in failed)
 
 
 def selection_key(figures: Figures) -> tuple[bool, float]:

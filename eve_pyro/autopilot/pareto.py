@@ -35,7 +35,7 @@ def fronts(values: Sequence[Sequence[float]]) -> list[int]:
 
     An item dominates another that is nowhere better and somewhere worse.
     """
-    table = np.asarray(values, dtype=float).reshape(len(values), -1)
+    table = np.array([list(each) for each in values], dtype=float)
     found, front = np.full(len(table), -1), 0
     while (left := np.flatnonzero(found < 0)).size:
         rest = table[left]

@@ -45,7 +45,8 @@ class Setup:
                 rehearse(panel, self.config(trial))
             except ValueError as error:
                 named = ", ".join(f"{name} = {_short(value)}" for name, value in self.options(trial).items())
-                raise ValueError(f"the space contradicts itself: {error} (trial {trial}: {named})") from None
+                told = str(error).split("\n")[0]  # without Pyro's account of the shapes
+                raise ValueError(f"the space contradicts itself: {told} (trial {trial}: {named})") from None
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the setup as a storage keeps it."""
@@ -70,10 +71,12 @@ class Setup:
         for option, value in asdict(self.plan).items():
             if asdict(other.plan)[option] != value:
                 given = asdict(other.plan)[option]
-                raise ValueError(f"the study {name!r} was begun with {option} = {value!r}, not {given!r}: continue it so")
+                raise ValueError(
+                    f"the study {name!r} was begun with {option} = {value!r}, not {given!r}: continue it so"
+                )
         if other.base != self.base:
             raise ValueError(f"the study {name!r} was begun with another recipe or other options: choose another --out")
-        if other.space != self.space:
+        if other.space.entries != self.space.entries:
             raise ValueError(f"the study {name!r} was begun with another space: choose another --out")
         self.check_data(other.mark, name)
 

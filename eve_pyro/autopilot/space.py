@@ -26,7 +26,7 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Entry:
-    """An option's section of the file: ``low`` and ``high``, or ``values``; ``when`` maps others to what they must be."""
+    """An option's section of the file: ``low`` and ``high``, or ``values``; ``when``: what others must be."""
 
     low: float | None = None
     high: float | None = None

@@ -25,7 +25,7 @@ def reaching(where: str) -> Iterator[None]:
     """Turn what a storage may raise into a ValueError that names it, without its password."""
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
         first = str(error).strip().split("\n")[0]
         raise ValueError(f"cannot reach the storage {hidden(where)}: {first}; the study is as it was") from None
 
@@ -44,7 +44,7 @@ def open_storage(where: str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with reaching(where):
         if "://" in where:
-            return RDBStorage(where)
+            return _database(where)
         path = Path(where)
         if not path.absolute().parent.is_dir():
             raise ValueError(f"cannot reach the storage {where}: there is no folder {path.absolute().parent}")
@@ -56,6 +56,13 @@ def open_storage(where: str) -> BaseStorage:
                 return JournalStorage(JournalFileBackend(where))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where} is no journal of a study, or broken: {error}") from None
+
+
+def _database(url: str) -> RDBStorage:
+    try:
+        return RDBStorage(url)
+    except RuntimeError as error:  # tables of another version of Optuna
+        raise ValueError(f"cannot use the storage {hidden(url)}: {error}") from None
 
 
 def find_study(storage: BaseStorage, name: str) -> tuple[int, Setup] | None:

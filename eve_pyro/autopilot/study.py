@@ -61,7 +61,9 @@ def search(panel: Panel, setup: Setup, place: Place, say: Say = print) -> Board:
         study_id = begin_study(storage, place.name, setup) if found is None else found[0]
         board = Board(storage, study_id, setup)
         board.fill()
-        _work(board, Trainer.of(panel, setup.base, place.folder / TRIALS), say)
+        trainer = Trainer.of(panel, setup.base, place.folder / TRIALS)
+        _work(board, trainer, say)
+    trainer.tidy()
     return board
 
 
@@ -117,7 +119,7 @@ def _train(board: Board, trainer: Trainer, job: Job, say: Say) -> None:
         with board.alive(job):
             figures = trainer.train(config, trainer.home(job.trial, slot.seed), stage.epochs)
     except ValueError as error:
-        board.drop(job, str(error))
+        board.drop(job, str(error).split("\n")[0])
         say(f"{_progress(board, board.look())}: {what}: {error}")
         return
     except BaseException:

@@ -40,9 +40,10 @@ class Trainer:
         """Train up to ``epochs`` of all epochs, going on from ``home``'s checkpoint, and return the figures.
 
         Of the weights kept: validation scores (``crps``, ``joint_log_score``, ``coverage_90``, ...) and census; of the
-        rung's end: ``out_of_band``, ``not_living``, ``kl_drift``, ``val_loss``, ``step``, ``seconds``; ``parameters``.
-        At the end of all epochs also the test scores, ``test_*``, and what the same figures were at a fifth of
-        training, ``early_*``. ValueError for a training that cannot go on, such as one that is not finite.
+        rung's end: ``out_of_band``, ``not_living``, ``kl_drift``, ``val_loss``, ``step``, ``seconds``; ``parameters``,
+        and the steps of the ``whole`` training. At the end of all epochs also the test scores, ``test_*``, and what the
+        signals were at a fifth of training, ``early_*``. ValueError for a training that cannot go on, such as one that
+        is not finite.
         """
         pair, options = build(config), config.training
         home.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,8 @@ class Trainer:
         )  # fmt: skip
         figures = kept(done) | signals(done, int(done.history["step"].iloc[-1]))
         figures |= self._scores(pair, config, "validation")
-        figures |= {"seconds": done.seconds, "parameters": float(_parameters(pair)), "epochs": float(len(done.history))}
+        figures |= {"seconds": done.seconds, "parameters": float(_parameters(pair))}
+        figures |= {"whole": float(options.steps(len(self.windows.train)))}
         if epochs >= options.epochs:
             early = signals(done, EARLY * options.steps(len(self.windows.train)))
             figures |= {f"early_{name}": value for name, value in early.items()}
@@ -86,7 +88,7 @@ def signals(done: Fit, step: float) -> dict[str, float]:
     logs, the KL of training windows moved since half as many steps, ``val_loss`` and ``val_crps`` the validation's.
     """
     history = done.history
-    row = history.loc[(history["step"] - step).abs().idxmin()]
+    row = history.iloc[int((history["step"] - step).abs().to_numpy().argmin())]
     found = {"out_of_band": 1 - row["val_inside_mass"], "not_living": 1 - row["val_living"]}
     found |= {"kl_drift": _drift(done.tables["signals"], row["step"])}
     found |= {name: row[name] for name in ("val_loss", "val_crps", "step")}
@@ -97,7 +99,7 @@ def _drift(records: pd.DataFrame, step: float) -> float:
     past = records[(records["split"] == "train") & (records["step"] <= step)]
     if len(past) < 2:
         return math.nan
-    before = past.loc[(past["step"] - step / 2).abs().idxmin()]
+    before = past.iloc[int((past["step"] - step / 2).abs().to_numpy().argmin())]
     now, then = (max(float(row["kl"]), 1e-12) for row in (past.iloc[-1], before))
     return abs(math.log(now / then))
 

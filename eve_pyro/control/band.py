@@ -61,7 +61,7 @@ def homogeneous_band(num_units: int, target: float = 0.03, width: float = WIDTH)
 
 
 def heterogeneous_band(num_units: int, target: float = 0.03, spread: float = 8.0, width: float = WIDTH) -> Band:
-    """Return bands, each of this ``width``, around targets log-spaced from target / spread to target * spread along the units."""
+    """Return bands around targets log-spaced from target / spread to target * spread along the units."""
     if spread < 1:
         raise ValueError(f"the spread of the bands is a factor of at least 1, not {spread}")
     centre, reach = torch.tensor(_positive(target, "target energy")).log(), torch.tensor(spread).log()
