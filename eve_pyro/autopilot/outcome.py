@@ -1,6 +1,6 @@
 """What a study found: who won, why each other lost, the front, and which options mattered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -32,8 +32,9 @@ class Result:
 
     @property
     def config(self) -> Config:
-        """What the winner trained."""
-        return self.setup.config(int(self.winner["trial"]))
+        """What the winner trained, as one trains it alone."""
+        found = self.setup.config(int(self.winner["trial"]))
+        return replace(found, training=replace(found.training, progress=True))
 
     @property
     def share(self) -> float:
