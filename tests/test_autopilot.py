@@ -247,6 +247,7 @@ def test_two_workers_one_killed_end_as_one_alone(here, done, monkeypatch, storag
 
     monkeypatch.setattr(study_module, "_train", kill_the_other)
     monkeypatch.setattr(study_module, "POLL", 0.1)
+    monkeypatch.setattr(study_module, "PATIENCE", 300.0)
     assert call(monkeypatch, "autopilot", "data.csv", "--worker", "--out", "shared", *storage) == 0
     assert other.returncode == -signal.SIGKILL
     board = search_on(monkeypatch, seen, storage)

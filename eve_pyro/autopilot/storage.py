@@ -1,5 +1,6 @@
 """Where a study is kept: a journal file on one host or a shared disk, or a database for a cluster."""
 
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,7 +61,11 @@ def open_storage(where: str) -> BaseStorage:
 
 def _database(url: str) -> RDBStorage:
     try:
-        return RDBStorage(url)
+        try:
+            return RDBStorage(url)
+        except SQLAlchemyError:  # another worker may have been making the tables at this very moment
+            time.sleep(1.0)
+            return RDBStorage(url)
     except RuntimeError as error:  # tables of another version of Optuna
         raise ValueError(f"cannot use the storage {hidden(url)}: {error}") from None
 

@@ -16,7 +16,7 @@ from eve_pyro.data import Panel
 
 Say = Callable[[str], None]
 POLL = 1.0  # seconds between looks where there is nothing to train just now
-PATIENCE = 30.0  # seconds that a worker waits for a study to be begun
+PATIENCE = 60.0  # seconds that a worker waits for a study to be begun
 TRIALS = "trials"
 
 
@@ -70,7 +70,7 @@ def search(panel: Panel, setup: Setup, place: Place, say: Say = print) -> Board:
 def join(panel: Panel, place: Place, say: Say = print) -> Board:
     """Work on a study that was begun elsewhere until it is complete.
 
-    Raises ValueError where there is none after half a minute, and for data other than the study's.
+    Raises ValueError where there is none after a minute, and for data other than the study's.
     """
     deadline = time.monotonic() + PATIENCE
     while (found := _found(place)) is None:
