@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eve_pyro import cli_accuracy, cli_bench, cli_report
+from eve_pyro import cli_accuracy, cli_bench, cli_pilot, cli_report
 from eve_pyro.cli_data import Data, read_panel, with_standard_rows
 from eve_pyro.options import config_options
 
@@ -181,6 +181,8 @@ def census(run: RunFolder) -> None:
 app.command("compare-regimes")(cli_bench.compare_regimes)
 app.command("ablate")(cli_bench.ablate)
 app.add_typer(cli_accuracy.app, name="bench")
+app.command("autopilot")(cli_pilot.autopilot)
+app.command("early-signals")(cli_pilot.early_signals)
 app.command("report")(cli_report.report)
 
 

@@ -18,6 +18,10 @@ def test_bands_by_hand():
     torch.testing.assert_close(band.low, torch.full((3,), 0.4))
     torch.testing.assert_close(band.high, torch.full((3,), 0.8))
     torch.testing.assert_close(heterogeneous_band(3, 0.5, 4).low, 0.8 * torch.tensor([0.125, 0.5, 2.0]))
+    wide = homogeneous_band(3, 0.5, width=8)
+    torch.testing.assert_close(wide.high / wide.low, torch.full((3,), 8.0))
+    torch.testing.assert_close(wide.centre, band.centre)
+    torch.testing.assert_close(heterogeneous_band(3, 0.5, 4, 8).centre, heterogeneous_band(3, 0.5, 4).centre)
     assert BAND.too_low(ENERGY).tolist() == [True, False, False, False]
     assert BAND.too_high(ENERGY).tolist() == [False, False, True, False]
     inner = BAND.inner(0.5)
@@ -34,6 +38,7 @@ def test_bands_by_hand():
         (lambda: homogeneous_band(3, -0.1), "target energy must be positive"),
         (lambda: homogeneous_band(0), "at least one unit"),
         (lambda: heterogeneous_band(3, spread=0.5), "spread"),
+        (lambda: homogeneous_band(3, width=1.0), "width of a band is a factor above 1"),
         (lambda: BandPenalty({}, weight=-1.0), "cannot be negative"),
         (lambda: Thermostat(torch.ones(2), c_min=0.3, c_max=0.2), "c_min <= c_max"),
         (lambda: Steering(c_min=0.3, c_max=0.2).check(100), "c_min <= c_max"),

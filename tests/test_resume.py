@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from test_fit import plain_pair, weights
 
 from eve_pyro.control.steering import Steering
-from eve_pyro.infer.callbacks import CHECKPOINT
+from eve_pyro.infer.callbacks import CHECKPOINT, Pause
 from eve_pyro.infer.fit import fit
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.training import Training
@@ -109,3 +109,18 @@ def test_a_checkpoint_of_another_training_is_refused(windows, tmp_path):
         train(windows, tmp_path, epochs=1, resume=True)
     with pytest.raises(ValueError, match="needs the log_dir"):
         train(windows, None, epochs=1, resume=True)
+
+
+@pytest.mark.parametrize("steering", [None, STEERING], ids=["free", "steered"])
+def test_paused_and_resumed_a_training_ends_as_if_never_paused(windows, tmp_path, steering):
+    whole, programs = train(windows, tmp_path / "whole", control=steering)
+    for epochs in (1, 1, 3):  # the second finds that the first is as far already
+        paused, _ = train(windows, tmp_path / "cut", control=steering, resume=True, callbacks=[Pause(epochs)])
+        assert len(paused.history) == epochs
+        assert paused.stopped == f"paused after {epochs} epochs"
+    resumed, again = train(windows, tmp_path / "cut", control=steering, resume=True)
+    assert torch.equal(weights(*again), weights(*programs))
+    assert (resumed.best_epoch, resumed.stopped) == (whole.best_epoch, whole.stopped)
+    pd.testing.assert_frame_equal(resumed.history.drop(columns="seconds"), whole.history.drop(columns="seconds"))
+    for name, table in whole.tables.items():
+        pd.testing.assert_frame_equal(resumed.tables[name], table)

@@ -49,7 +49,7 @@ def _job(panel: Panel, trial: Trial, num_draws: int) -> Job:
         {**trial.labels, "seed": config.training.seed},
         fingerprint(config, panel, num_draws),
         settings_of(config, panel, num_draws),
-        rehearse=lambda: _rehearse(panel, config),
+        rehearse=lambda: rehearse(panel, config),
         run=lambda: _run(panel, config, num_draws),
     )
 
@@ -69,7 +69,7 @@ def settings_of(config: Config, panel: Panel, num_draws: int) -> str:
     return fingerprint(replace(config, training=replace(config.training, seed=0)), panel, num_draws)
 
 
-def _rehearse(panel: Panel, config: Config) -> None:
+def rehearse(panel: Panel, config: Config) -> None:
     """Raise ValueError now for what would fail once the training's turn comes."""
     train, pair = windows_of(panel, config).train, build(config)
     config.control.check(config.training.steps(len(train)))

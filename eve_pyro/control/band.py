@@ -1,5 +1,6 @@
 """Energy bands, and the hinge that leans on units outside them. Source: arXiv 2602.18250."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 
 from eve_pyro.infer.terms import ELBOTerms
 
-LOW, HIGH = 0.8, 1.6  # a band's edges, in units of its target
+LOW, HIGH = 0.8, 1.6  # a band's edges, in units of its target, where it is as wide as the paper's
+WIDTH = HIGH / LOW
 HINGE_FLOOR = 1e-3  # of the denominators of the relative hinge
 CROWDED, EASED = 0.35, 0.3  # above this share of units too low, the high side counts this much
 
@@ -53,21 +55,23 @@ class Band:
         return Band(self.low * low, self.high * high)
 
 
-def homogeneous_band(num_units: int, target: float = 0.03) -> Band:
-    """Return [0.8, 1.6] * target for every unit."""
-    return _around(torch.full((_count(num_units),), _positive(target, "target energy")))
+def homogeneous_band(num_units: int, target: float = 0.03, width: float = WIDTH) -> Band:
+    """Return [0.8, 1.6] * target for every unit, or as wide as ``width``, high over low, around the same centre."""
+    return _around(torch.full((_count(num_units),), _positive(target, "target energy")), width)
 
 
-def heterogeneous_band(num_units: int, target: float = 0.03, spread: float = 8.0) -> Band:
+def heterogeneous_band(num_units: int, target: float = 0.03, spread: float = 8.0, width: float = WIDTH) -> Band:
     """Return bands around targets log-spaced from target / spread to target * spread along the units."""
     if spread < 1:
         raise ValueError(f"the spread of the bands is a factor of at least 1, not {spread}")
-    centre, width = torch.tensor(_positive(target, "target energy")).log(), torch.tensor(spread).log()
-    return _around(torch.linspace(float(centre - width), float(centre + width), _count(num_units)).exp())
+    centre, reach = torch.tensor(_positive(target, "target energy")).log(), torch.tensor(spread).log()
+    return _around(torch.linspace(float(centre - reach), float(centre + reach), _count(num_units)).exp(), width)
 
 
-def _around(target: Tensor) -> Band:
-    return Band(LOW * target, HIGH * target)
+def _around(target: Tensor, width: float) -> Band:
+    if not width > 1:
+        raise ValueError(f"the width of a band is a factor above 1, not {width}")
+    return Band(LOW * math.sqrt(WIDTH / width) * target, HIGH * math.sqrt(width / WIDTH) * target)
 
 
 def _positive(value: float, name: str) -> float:

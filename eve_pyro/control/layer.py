@@ -21,8 +21,8 @@ ROOM = 10.0
 def make_band(steering: Steering, num_units: int) -> Band:
     """Return the band that ``steering`` asks for."""
     if steering.bands == "heterogeneous":
-        return heterogeneous_band(num_units, steering.target, steering.spread)
-    return homogeneous_band(num_units, steering.target)
+        return heterogeneous_band(num_units, steering.target, steering.spread, steering.width)
+    return homogeneous_band(num_units, steering.target, steering.width)
 
 
 class LayerControl:

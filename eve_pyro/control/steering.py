@@ -25,6 +25,7 @@ class Steering:
     spread: Annotated[float, Ge(1), Lt(inf)] = option(
         8.0, "Heterogeneous bands: targets from target / spread to target * spread."
     )
+    width: Annotated[float, Gt(1), Lt(inf)] = option(2.0, "Width of a band: its upper edge over its lower edge.")
     lambda_band: Annotated[float, Ge(0), Lt(inf)] = option(1.0, "Weight of the band penalty, in nats a window.")
     eta: Annotated[float, Gt(0), Lt(inf)] = option(0.15, "Strength of the homeostat.")
     aim: Annotated[float, Gt(0), Le(1)] = option(

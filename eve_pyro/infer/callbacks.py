@@ -82,4 +82,27 @@ class Patience(EarlyStopping):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stay stopped."""
-        trainer.should_stop = self.wait_count >= self.patience
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class Pause(Callback):
+    """Stops a training after ``epochs`` of its epochs; resumed without it, or with a later one, it goes on.
+
+    Schedule and controllers are those of the whole training, so that it ends as one that was never stopped.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Do not go on where the checkpoint is as far already."""
+        self._stop(trainer, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Stop once all epochs are done; the checkpoint is written after that."""
+        self._stop(trainer, trainer.current_epoch + 1)
+
+    def _stop(self, trainer: L.Trainer, done: int) -> None:
+        if done >= self.epochs:
+            trainer.should_stop = True

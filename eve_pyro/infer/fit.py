@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience
+from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience, Pause
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.loop import Callback, L, ModelCheckpoint, RichProgressBar, TensorBoardLogger
 from eve_pyro.infer.predictive import forecast_trace, is_categorical, observation, refuse_added_sites, values
@@ -246,6 +246,9 @@ def _checkpoint(folder: Path, task: Task) -> Path | None:
 def _why(task: Task, trainer: L.Trainer, training: Training, monitor: str | None) -> str:
     if task.not_finite is not None:
         return f"the loss was not finite at step {task.not_finite}; the best epoch before it was kept"
+    paused = any(isinstance(each, Pause) and each.epochs <= trainer.current_epoch for each in trainer.callbacks)  # type: ignore[attr-defined]
+    if trainer.current_epoch < training.epochs and paused:
+        return f"paused after {trainer.current_epoch} epochs"
     if trainer.current_epoch < training.epochs:
         return f"no better {monitor} in {training.patience} epochs"
     return "all epochs done"

@@ -9,7 +9,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from eve_pyro.config import to_toml
+from eve_pyro.config import Config, to_toml
 from eve_pyro.data import Panel, standard_split
 from eve_pyro.report.blocks import Code, Section, Text
 from eve_pyro.report.course import census, curves, fans
@@ -48,10 +48,13 @@ def write_report(folder: str | Path, panel: Panel, data: str, out: str | Path, p
             sections.append(build(record))
             bar.advance(task)
     sections += [_configuration(record), _again(record)]
-    out.write_text(_rendered(record, sections), encoding="utf-8")
+    config = record.run.config
+    title = f"{Path(data).name}, {config.data.horizon} step{'s' * (config.data.horizon > 1)} ahead"
+    out.write_text(rendered(title, config.recipe, sections), encoding="utf-8")
 
 
-def _rendered(record: Record, sections: list[Section]) -> str:
+def rendered(title: str, recipe: str, sections: list[Section]) -> str:
+    """Return the page of these sections, which needs no network and no other file."""
     environment = Environment(
         loader=FunctionLoader(_packaged),
         autoescape=True,
@@ -60,9 +63,7 @@ def _rendered(record: Record, sections: list[Section]) -> str:
         lstrip_blocks=True,
     )
     inlined = {name: Markup(_packaged(f"report.{name}")) for name in ("css", "js")}
-    config, name = record.run.config, Path(record.data).name
-    title = f"{name}, {config.data.horizon} step{'s' * (config.data.horizon > 1)} ahead"
-    return environment.get_template(PAGE).render(title=title, recipe=config.recipe, sections=sections, **inlined)
+    return environment.get_template(PAGE).render(title=title, recipe=recipe, sections=sections, **inlined)
 
 
 def _packaged(name: str) -> str:
@@ -74,14 +75,20 @@ def _configuration(record: Record) -> Section:
     return Section("configuration", "Configuration", [Text(told), Code(to_toml(record.run.config), CONFIG)])
 
 
+def fit_command(data: str, recipe: Path, config: Config, out: Path, twin: bool = False) -> str:
+    """Return the command that trains ``config``, kept in the file ``recipe``, as it is."""
+    words = ["eve-pyro fit", shlex.quote(data), "--recipe", shlex.quote(str(recipe))]
+    options = config.data
+    if options.rows is None and standard_split(Path(data).stem).rows:  # which else would take their place
+        words += [f"--validation {options.validation} --test {options.test}"]
+    return " ".join([*words, *(["--twin"] if twin else []), "--out", shlex.quote(str(out))])
+
+
 def _again(record: Record) -> Section:
     """Show the commands that make the run and this page again."""
-    data, folder, options = shlex.quote(record.data), record.run.folder, record.run.config.data
-    words = ["eve-pyro fit", data, "--recipe", shlex.quote(str(folder / CONFIG))]
-    if options.rows is None and standard_split(Path(record.data).stem).rows:  # which else would take their place
-        words += [f"--validation {options.validation} --test {options.test}"]
-    again = shlex.quote(f"{folder}-again")
-    words += [*(["--twin"] if record.run.twin else []), "--out", again]
-    code = "\n".join([" ".join(words), f"eve-pyro report {again} {data}"])
+    folder = record.run.folder
+    again = Path(f"{folder}-again")
+    fit = fit_command(record.data, folder / CONFIG, record.run.config, again, bool(record.run.twin))
+    code = "\n".join([fit, f"eve-pyro report {shlex.quote(str(again))} {shlex.quote(record.data)}"])
     told = "The same seed gives the same weights on the same machine, so the same scores and the same page."
     return Section("again", "Make it again", [Text(told), Code(code)])

@@ -1,0 +1,1 @@
+"""The search: sampled configurations, trained a little, the best of them further, those that break a rule last."""

@@ -1,0 +1,146 @@
+"""The rules of the search by hand: gates, fronts, plans, spaces, and what early signals foretell."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_autopilot import SMALL, SPACE
+
+from eve_pyro.autopilot.gates import gate_margins, is_valid, mean_ranks, penalty, why_invalid
+from eve_pyro.autopilot.pareto import fronts
+from eve_pyro.autopilot.plan import Plan, Stage
+from eve_pyro.autopilot.signals import correlations, pruned, read_full, spearman
+from eve_pyro.autopilot.space import parse_space, read_space
+from eve_pyro.config import load_recipe
+
+
+def test_gates_by_hand():
+    good = {"too_high": 0.12, "too_low": 0.38, "inside_mass": 0.50}
+    assert is_valid(good)
+    assert penalty(good) == pytest.approx(0.2)
+    assert penalty({"too_high": 0.0, "too_low": 0.3, "inside_mass": 0.7}) == 0
+    assert why_invalid(good) == ""
+    high = {"too_high": 0.30, "too_low": 0.0, "inside_mass": 0.70}
+    assert not is_valid(high)
+    assert penalty(high) == pytest.approx(0.2)
+    assert why_invalid(high) == "too-high share 0.30 > 0.12, missed by 0.18"
+    low = {"too_high": 0.0, "too_low": 0.49, "inside_mass": 0.51}
+    assert gate_margins(low) == pytest.approx({"too-high share": -0.12, "inside mass": -0.01, "too-low share": 0.01})
+    assert not is_valid(low)
+    assert is_valid(low | {"inside_mass": 0.58})  # the third gate needs both
+    assert math.isinf(penalty(low | {"inside_mass": math.nan}))
+
+
+def test_fronts_and_ranks_by_hand():
+    assert fronts([(1, 4), (2, 2), (4, 1), (3, 3), (4, 4), (2, 2)]) == [0, 0, 0, 1, 2, 0]
+    assert fronts([]) == []
+    assert mean_ranks([[3.0, 1.0, math.nan], [1.0, 1.0, 2.0]]) == [1.75, 1.25, 3.0]
+
+
+def figures(crps, inside=0.8, **more):
+    found = {"crps": crps, "inside_mass": inside, "too_high": 0.0, "too_low": 1 - inside}
+    return found | {"out_of_band": 1 - inside, "not_living": 1 - inside, "kl_drift": 0.1} | more
+
+
+def test_the_plan_promotes_by_gates_then_penalty_then_score():
+    shown = {0: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 3: figures(0.4), 4: figures(0.2, 0.3)}
+    assert Plan(8, 9).order(shown, final=False) == [0, 3, 1, 4, 2]
+    assert Plan(8, 9, prune="signals").order(shown, final=False) == [0, 3, 1, 4, 2]
+    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, final=False)[0] == 2
+    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, final=True)[0] == 0
+    two = Plan(8, 9, objectives=("crps", "seconds"))
+    assert two.order({0: figures(1, seconds=3), 1: figures(2, seconds=4), 2: figures(3, seconds=1)}, True) == [0, 2, 1]
+
+
+def test_the_default_plan_takes_less_than_a_third_of_the_steps():
+    plan = Plan(40, 9)
+    assert plan.stages == [Stage(1, 40), Stage(3, 10), Stage(9, 2), Stage(9, 2, (1, 2))]
+    assert 40 * 1 + 10 * 2 + 2 * 6 + 2 * 2 * 9 < 40 * 9 / 3
+    assert Plan(5, 9, full=True, seeds=1).stages == [Stage(9, 5)]
+    assert Plan(4, 1).stages == [Stage(1, 4), Stage(1, 2, (1, 2))]
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan(3, 9), "a budget of 3 is smaller than the first rung: one trial in 4 goes on"),
+        (Plan(8, 9, prune="luck"), "score, signals or both, not by 'luck'"),
+        (Plan(8, 9, objectives=("crps", "fun")), "no objective 'fun'; choose among crps"),
+        (Plan(8, 9, objectives=("crps", "crps")), "two or three different ones"),
+        (Plan(8, 9, prune="signals", objectives=("crps", "seconds")), "promoted by their fronts"),
+    ],
+)
+def test_plans_without_sense_are_refused(plan, message):
+    with pytest.raises(ValueError, match=message):
+        plan.check()
+
+
+def test_draws_depend_on_seed_and_number_alone_and_stay_inside():
+    base = load_recipe("factor", SMALL)
+    space = parse_space(SPACE, base, "space.toml")
+    drawn = [space.draw(base, 0, number) for number in range(200)]
+    assert drawn[7] == space.draw(base, 0, 7) != space.draw(base, 1, 7)
+    assert {each["units"] for each in drawn} == {3, 4, 5, 6}
+    assert all(1e-3 <= each["learning_rate"] <= 1e-2 for each in drawn)
+    assert all(("eta" in each) == (each["regime"] == "homeostasis") for each in drawn)
+    rates = np.log10([each["learning_rate"] for each in drawn])
+    assert abs(rates.mean() + 2.5) < 0.1  # evenly in logs
+
+
+@pytest.mark.parametrize("recipe", ["factor", "conditional", "paper", "trajectory"])
+def test_the_default_space_fits_every_recipe_that_it_does_not_contradict(recipe):
+    base = load_recipe(recipe)
+    names = set(read_space(None, base).entries)
+    assert {"learning_rate", "units", "latent_dim", "guide_scale", "target", "width", "spread", "phi", "beta"} <= names
+
+
+BAD_SPACES = [
+    ("", "space.toml is empty"),
+    ("[colour]\nvalues = [1]", r"\[colour\]: no such option to search; known: .*units"),
+    ("[epochs]\nlow = 1\nhigh = 3", r"\[epochs\]: it cannot be searched: all trials have the same"),
+    ("[horizon]\nvalues = [6]", r"\[horizon\]: no such option"),
+    ("units = 3", r"\[units\]: a section with low and high, or values, not 3"),
+    ("[units]\nlow = 8\nhigh = 8", "low must lie below high, not 8 and 8"),
+    ("[units]\nlow = 1.5\nhigh = 8", "whole numbers"),
+    ("[units]\nlow = 8", "either low and high, or values"),
+    ("[units]\nvalues = []", "values are at least one"),
+    ("[units]\nvalues = [4, 4]", "each named once"),
+    ("[units]\nvalues = [4, 0]", r"\[units\]: option model.units = 0"),
+    ("[units]\nsize = 4", "'size' is none of low, high, log, values, when"),
+    ("[guide]\nlow = 1\nhigh = 2", "it is no number"),
+    ("[beta]\nlow = 0.0\nhigh = 2.0\nlog = true", "in logs low must be positive"),
+    ("[eta]\nlow = 0.1\nhigh = 0.2\nwhen = { mood = [1] }", "depends on 'mood', which is no option"),
+    (
+        "[eta]\nlow = 0.1\nhigh = 0.2\nwhen = { regime = ['off'] }\n[regime]\nvalues = ['off']",
+        "comes later in the file",
+    ),
+    ("[units", "no valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_SPACES)
+def test_empty_and_contradictory_spaces_are_refused_by_name(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_space(text, load_recipe("factor"), "space.toml")
+
+
+def test_early_signals_of_full_trials(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(size=40)
+    rows = pd.DataFrame({"trial": np.arange(40), "step": 100.0, "early_step": 20.0, "whole": 100.0})
+    rows = rows.assign(crps=truth, test_crps=truth, test_mse=-truth, early_out_of_band=truth, early_kl_drift=1.0)
+    rows = rows.assign(early_not_living=truth, early_val_loss=rng.uniform(size=40), early_val_crps=truth)
+    rows.to_csv(tmp_path / "leaderboard.csv", index=False)
+    found = correlations(read_full(tmp_path)).set_index(["early", "end"])
+    assert found.loc[("early_out_of_band", "test_crps"), "spearman"] == pytest.approx(1)
+    assert found.loc[("early_out_of_band", "test_mse"), "spearman"] == pytest.approx(-1)
+    assert np.isnan(found.loc[("early_kl_drift", "test_crps"), "spearman"])
+    low, high = found.loc[("early_val_loss", "test_crps"), ["low", "high"]]
+    assert low < 0.2 < high + 0.4
+    half = pruned(read_full(tmp_path)).iloc[0]
+    assert (half["kept"], half["saved"], half["lost"]) == (20, pytest.approx(0.4), 0)
+    assert spearman(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(0.5)
+    rows.head(5).to_csv(tmp_path / "leaderboard.csv", index=False)
+    with pytest.raises(ValueError, match="has 5 trials trained in full, 8 are needed"):
+        read_full(tmp_path)
