@@ -123,9 +123,9 @@ def test_what_was_trained_and_how_to_repeat_it(made, html):
 
 def test_the_volatility_unit_is_told_apart(html):
     told = unescape(section(html, "census"))
-    assert told.index("eve.z, 4 units") < told.index("volatility.z, 1 unit<")
+    assert "States of the units of eve.z" in told
+    assert "States of the units of volatility.z" not in told
     assert "No band holds the volatility unit" in told
-    assert [row[0][0] for row in rows(told)][-3:] == ["active", "KL", "energy"]  # and none of the states before them
     assert len(re.findall("through training, on validation windows", told)) == 1
     assert "4 units above a volatility unit" in section(html, "run")
     groups = [row[0][0] for row in rows(section(html, "units"))]

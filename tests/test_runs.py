@@ -37,7 +37,7 @@ def test_recipes_build_train_a_step_and_survive_toml(name, tmp_path):
 def test_the_recipes_are_those_of_the_design():
     factor, conditional, paper = (load_recipe(name) for name in ("factor", "conditional", "paper"))
     assert (factor.model.prior, factor.guide.guide, factor.model.readout) == ("standard", "conjugate", "factor")
-    assert (factor.model.volatility, factor.training.monitor) == (True, "loss")
+    assert (factor.model.volatility, factor.training.monitor) == (True, "last")
     assert not conditional.model.volatility
     assert not paper.model.volatility
     assert (factor.objective.objective, factor.objective.alpha) == ("predictive", 0.5)

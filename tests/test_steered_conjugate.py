@@ -37,3 +37,12 @@ def test_homeostasis_moves_units_towards_their_band_and_leaves_volatility_alone(
         away[regime] = (energies(pair, windows.validation) / 0.02).log().abs().mean()
     assert away["homeostasis"] < 0.5 * away["off"]
     assert set(control.penalty.bands) == {"eve.z"}
+
+
+def test_the_census_is_of_units_that_a_band_can_hold():
+    windows = ep.make_windows(make_panel(), 24, 6)
+    config = ep.load_recipe("factor", SMALL | {"epochs": 1, "volatility": True})
+    pair = ep.build(config)
+    done = ep.fit(pair.model, pair.guide, windows, pair.elbo, config.training, control=ep.Steering("off"))
+    assert list(done.tables["census"]["site"].unique()) == ["eve.z"]
+    assert (done.tables["signals"]["inside_mass"] * 4 % 1 == 0).all()  # shares of four units, not of five

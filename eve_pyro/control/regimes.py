@@ -26,7 +26,8 @@ class Control(Callback):
 
     ``penalty`` leans on energies outside their band; ``projection`` also moves each such unit to its nearest edge once
     an epoch; ``homeostasis`` instead moves all units a little towards their goal every ten steps. The last two act on
-    the guide, which must be ``Steerable``. A thermostat sets the betas in any regime. Pass it to ``fit`` as a callback.
+    the guide, which must be ``Steerable``; sites whose rows are empty (``free``) are left alone and out of the
+    census. A thermostat sets the betas in any regime. Pass it to ``fit`` as a callback.
 
     Raises ValueError, before the first step, for a guide whose rows the regime cannot move, and for a warm-up that is
     as long as the training.
@@ -40,7 +41,7 @@ class Control(Callback):
         self.unseen = Tally()
         self._unchecked = self.moves_rows
         self._saved: dict[str, Any] = {}
-        self._free: set[str] = set()
+        self.free: set[str] = set()
         self._beta: Any = None
 
     @property
@@ -60,7 +61,7 @@ class Control(Callback):
             )
         if self.moves_rows and not isinstance(task.guide.unit_rows(), Mapping):  # or says why it has none
             raise ValueError(f"unit_rows() of {type(task.guide).__name__} must map each site to its UnitRows")
-        self._free = _left_alone(task.guide)
+        self.free = _left_alone(task.guide)
         for site, state in self._saved.items():
             self._add(site, LayerControl.restored(steering, state, task.device))
         self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)
@@ -99,7 +100,7 @@ class Control(Callback):
             return
         last = batch_idx + 1 == trainer.num_training_batches
         for site, layer in self.layers.items():
-            if site in self._free:
+            if site in self.free:
                 continue
             if steering.calibrate and step % CALIBRATE_EVERY == 0 and layer.energy is not None:
                 layer.calibration.act(layer.energy)
@@ -123,7 +124,7 @@ class Control(Callback):
         for site, figures in self.unseen.take().items():
             layer = self.layers[site]
             layer.compare(UnitFigures(*trainer.strategy.reduce(figures, reduce_op="mean")).energy)
-            if site not in self._free:
+            if site not in self.free:
                 self.penalty.bands[site] = layer.aim
 
     def _move(self, layer: LayerControl, rows: UnitRows, step: int, last_of_epoch: bool) -> None:
@@ -141,7 +142,7 @@ class Control(Callback):
 
     def _add(self, site: str, layer: LayerControl) -> LayerControl:
         self.layers[site] = layer
-        if site not in self._free:
+        if site not in self.free:
             self.penalty.bands[site] = layer.aim
         return layer
 

@@ -15,7 +15,7 @@ RECORDS = 24  # of the training units, evenly spaced over a training
 
 
 class Census(Callback):
-    """Takes the census of all units against the bands of ``control``.
+    """Takes the census of all units against the bands of ``control``, but for sites that no band holds.
 
     Each epoch it logs the ``summary`` of training and validation as ``train_*`` and ``val_*``. ``tables`` gives it
     by unit (``census``) and as a curve (``signals``): validation once an epoch, training 24 times in all, each over the
@@ -86,6 +86,8 @@ class Census(Callback):
     def _record(
         self, trainer: L.Trainer, split: str, layers: dict[str, UnitFigures], drifted: dict[str, Tensor] | None = None
     ) -> None:
+        if not layers:
+            return
         where = {"step": trainer.global_step, "epoch": trainer.current_epoch, "split": split}
         self.signals.append(where | self._summary("", layers, drifted or {}))
         for site, figures in layers.items():
@@ -98,6 +100,8 @@ class Census(Callback):
 
     def _summary(self, split: str, layers: dict[str, UnitFigures], drifted: dict[str, Tensor]) -> dict[str, float]:
         """Return the summary over the units of all layers, each judged by its own band."""
+        if not layers:
+            return {}
         judged = []
         for site, figures in layers.items():
             band = self.control.layers[site].band
@@ -107,8 +111,7 @@ class Census(Callback):
         prefix = f"{split}_" if split else ""
         return {f"{prefix}{name}": value for name, value in summary(states, figures).items()}
 
-    @staticmethod
-    def _everywhere(trainer: L.Trainer, tally: Tally) -> dict[str, UnitFigures]:
+    def _everywhere(self, trainer: L.Trainer, tally: Tally) -> dict[str, UnitFigures]:
         """Return a tally's figures averaged over all processes, on the CPU, and start it anew."""
         means = {site: trainer.strategy.reduce(figures, reduce_op="mean") for site, figures in tally.take().items()}
-        return {site: UnitFigures(*figures.cpu()) for site, figures in means.items()}
+        return {site: UnitFigures(*means[site].cpu()) for site in means if site not in self.control.free}

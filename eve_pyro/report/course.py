@@ -70,11 +70,10 @@ def census(record: Record) -> Section:
         told += " No band holds the volatility unit, which makes a window calm or wild as a whole."
     blocks: list[Block] = [Text(told)]
     layers = last_figures(record.census).groupby("site", sort=False)
-    for site, layer in sorted(layers, key=lambda each: each[0] == record.volatility):
-        blocks.append(_states(str(site), layer, str(site) != record.volatility))
+    blocks += [_states(str(site), layer) for site, layer in layers]
     caption = "Each bar is a unit, averaged over test windows, the one with the most KL first."
     blocks.append(picture(plots.unit_bars(record.units), "units", "KL and energy of every unit.", caption))
-    sites = [site for site in record.census["site"].unique() if site != record.volatility]
+    sites = record.census["site"].unique()
     for number, site in enumerate(sites[:SHOWN_LAYERS]):
         layer = record.census[(record.census["site"] == site) & (record.census["split"] == "val")]
         caption = (
@@ -90,12 +89,12 @@ def census(record: Record) -> Section:
     return Section("census", "The census of the units", blocks)
 
 
-def _states(site: str, layer: pd.DataFrame, banded: bool) -> Table:
-    """Return one layer's states, if a band holds it, and sums, a column a split."""
+def _states(site: str, layer: pd.DataFrame) -> Table:
+    """Return one layer's states and sums, a column a split."""
     states = [
         Row(state.replace("_", " "), [percent(share, 1) for share in layer[state]], words=MEANINGS[state])
         for state in STATES
-        if banded and (layer[state] > 0).any()
+        if (layer[state] > 0).any()
     ]
     kl = Row("KL", [short(value) for value in layer["kl"]], words="nats a window, all units together")
     active = Row("active", [percent(share, 1) for share in layer["active"]], words="units with more than 0.01 nats")
