@@ -125,11 +125,8 @@ def window_labels(windows: Rows) -> pd.DataFrame:
     labels = pd.DataFrame({"window": np.arange(len(windows))})
     if not isinstance(windows, Windows):
         return labels
-    panel, series = windows.panel, windows.series.numpy()
-    lengths = np.array([len(values) for values in panel.values])
-    last = windows.start.numpy() - (lengths.cumsum() - lengths)[series] + windows.reach - 1
-    origin = [panel.index[number][row] for number, row in zip(series, last, strict=True)]
-    return labels.assign(series=np.array(panel.names)[series], origin=origin)
+    series = np.array(windows.panel.names)[windows.series.numpy()]
+    return labels.assign(series=series, origin=windows.origins())
 
 
 def _drawn(trace: Trace) -> dict[str, Any]:
