@@ -125,6 +125,13 @@ def test_a_traverse_shows_the_forecasts_and_how_far_they_move():
     np.testing.assert_allclose([first, last], [to_rgba(plots.BLUE), to_rgba(plots.ORANGE)], atol=0.01)
 
 
+def test_a_traverse_that_moves_no_mean_shows_the_deviation():
+    scale = torch.tensor([2.0, 1.0, 0.5]).expand(4, 2, 3).permute(2, 1, 0)  # (V, N, H)
+    spread = plots.traverse_fan(Traversal(torch.tensor([-1.0, 0.0, 2.0]), torch.zeros(3, 2, 4), scale)).axes[1]
+    assert [line.get_ydata()[0] for line in spread.get_lines()] == [2.0, 1.0, 0.5]
+    assert spread.get_ylabel() == "forecast's deviation (scaled data)"
+
+
 def test_risk_curves_show_what_is_kept_at_first():
     error = np.arange(1.0, 41.0)
     curves = {"oracle": risk_coverage(error, error), "wrong": risk_coverage(error, -error)}
