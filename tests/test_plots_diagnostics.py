@@ -65,6 +65,9 @@ def test_khats_stand_in_their_zones_and_none_is_lost():
     np.testing.assert_allclose(places["25 % to 0.7"], [[2, 0.5], [3, 0.6]])
     np.testing.assert_allclose(places["38 % above"], [[4, 0.7], [5, 1.1], [6, 1.2]])
     np.testing.assert_allclose(places["38 % below 0.5"][0], [0, -0.2])
+    ticks = dict(zip((text.get_text() for text in khats.get_yticklabels()), khats.get_yticks(), strict=True))
+    assert (ticks.pop("-inf"), ticks.pop("inf")) == pytest.approx((-0.2, 1.2))
+    assert all(float(name) == pytest.approx(place) for name, place in ticks.items())
     dots, _, (bars,) = gaps.containers[0]
     np.testing.assert_allclose(dots.get_xydata()[:, 1], table["gap"])
     np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()][3], [0.55, 0.95])
