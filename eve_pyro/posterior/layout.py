@@ -203,6 +203,6 @@ def _time_coords(request: Request, sizes: Mapping[str, int]) -> dict[str, tuple[
 
 def _origins(windows: Windows) -> np.ndarray:
     """Return the last timestamp that every window's forecast sees; times with a zone in UTC, as files know none."""
-    origins = windows.origins()
+    origins: Any = windows.origins()
     zoned = isinstance(origins, pd.DatetimeIndex) and origins.tz is not None
     return (origins.tz_convert(None) if zoned else origins).to_numpy()
