@@ -26,7 +26,7 @@ def report(
     from eve_pyro.report import write_report
 
     page = out or run / "report.html"
-    if not page.absolute().parent.is_dir():
+    if out and not page.absolute().parent.is_dir():
         raise ValueError(f"cannot write {page}: there is no folder {page.absolute().parent}")
     write_report(run, read_panel(data), data, page, progress=True)
     size = page.stat().st_size / 2**20

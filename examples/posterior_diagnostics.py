@@ -163,7 +163,7 @@ print(f"the network's share {refined['gap'].mean():.3f}, that of independence {i
 # calibrated. This judges marginals. No guide shows here that forecasts do not draw from.
 
 # %%
-twins = [train("factor", twin=True, seed=seed, **MEAN_FIELD) for seed in range(3)]
+twins = [train("factor", twin=True, seed=seed, **MEAN_FIELD) for seed in range(5)]
 plots.coverage_curves(ep.calibration_table(model, guide, windows.test), ep.calibration_table(*twins[0], windows.test))
 
 # %%
@@ -281,13 +281,13 @@ plots.intervention_bars(alone["mean field"])
 #
 # Sort the test windows by a signal and keep the surest: their mean CRPS should be low. `gain` is the share of the way
 # from chance (0) to sorting by the error itself (1), measured by the area under the risk-coverage curve. Rivals: the
-# twin's scale, and the disagreement of three twins. Energy is of the posterior once the future is known: a measure of
+# twin's scale, and the disagreement of five twins. Energy is of the posterior once the future is known: a measure of
 # surprise, no forecast. Wind errs more than temperature, and any signal knows a series; so look within each.
 
 # %%
 signals, error = ep.window_signals(model, guide, windows.test), "crps"
 known = {"EVE scale": signals["scale"], "twin scale": ep.window_signals(*twins[0], windows.test)["scale"]}
-known |= {"three twins": disagreement(twins, windows.test).numpy(), "energy, after": signals["energy_after"]}
+known |= {"five twins": disagreement(twins, windows.test).numpy(), "energy, after": signals["energy_after"]}
 gains = {"all": ep.risk_table(known, signals[error]).set_index("signal")["gain"]}
 for number, name in enumerate(windows.test.panel.names):
     own = (windows.test.series == number).numpy()
@@ -325,8 +325,8 @@ print(
 )
 inside = gains.drop(columns="all").mean(axis=1)
 print(f"Within a series EVE's scale goes {inside['EVE scale']:.0%} of the way to knowing its errors;", end=" ")
-print(f"the twin's {inside['twin scale']:.0%}, the disagreement of three twins {inside['three twins']:.0%}.")
+print(f"the twin's {inside['twin scale']:.0%}, the disagreement of five twins {inside['five twins']:.0%}.")
 if not smoke_test:
     for name in ("mean field", "exact", "conditional", "paper, steered"):  # and not in "paper"
         assert costs[name]["crps_cost"][1:].mean() < costs[name]["crps_cost"]["most KL"]
-    assert inside["three twins"] < inside["EVE scale"]
+    assert inside["five twins"] < inside["EVE scale"]

@@ -11,6 +11,7 @@ from conftest import CONTEXT, GUIDES, HORIZON, UNITS, make_model, shaken
 from torch.distributions import MultivariateNormal
 
 from eve_pyro import metrics
+from eve_pyro.data import latest_windows
 from eve_pyro.diagnostics.factor_costs import unit_costs
 from eve_pyro.diagnostics.intervened import edited
 from eve_pyro.diagnostics.interventions import COSTS, as_group, knock_out, knock_out_groups, rank_agreement, traverse
@@ -234,3 +235,16 @@ def test_bad_interventions_are_refused(windows):
         traverse(model, guide, test, SITE, 7)
     with pytest.raises(ValueError, match="no windows"):
         knock_out(model, guide, test.select([]))
+    latest = latest_windows(test.panel, CONTEXT, HORIZON, test.scaler)
+    with pytest.raises(ValueError, match="no future yet"):
+        knock_out(model, guide, latest)
+    with pytest.raises(ValueError, match="no future yet"):
+        knock_out_groups(model, guide, latest, {"one": {SITE: [0]}})
+    assert traverse(model, guide, latest, SITE, 0).mean.shape == (13, len(latest), HORIZON)
+    for nobody in ({}, {SITE: []}):
+        with pytest.raises(ValueError, match="no unit is named"):
+            knock_out(model, guide, test, nobody)
+    with pytest.raises(ValueError, match="no group is named"):
+        knock_out_groups(model, guide, test, {})
+    with pytest.raises(ValueError, match="no value is named"):
+        traverse(model, guide, test, SITE, 0, [])

@@ -65,6 +65,9 @@ def test_khats_stand_in_their_zones_and_none_is_lost():
     np.testing.assert_allclose(places["25 % to 0.7"], [[2, 0.5], [3, 0.6]])
     np.testing.assert_allclose(places["38 % above"], [[4, 0.7], [5, 1.1], [6, 1.2]])
     np.testing.assert_allclose(places["38 % below 0.5"][0], [0, -0.2])
+    ticks = dict(zip((text.get_text() for text in khats.get_yticklabels()), khats.get_yticks(), strict=True))
+    assert (ticks.pop("-inf"), ticks.pop("inf")) == pytest.approx((-0.2, 1.2))
+    assert all(float(name) == pytest.approx(place) for name, place in ticks.items())
     dots, _, (bars,) = gaps.containers[0]
     np.testing.assert_allclose(dots.get_xydata()[:, 1], table["gap"])
     np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()][3], [0.55, 0.95])
@@ -123,6 +126,13 @@ def test_a_traverse_shows_the_forecasts_and_how_far_they_move():
     assert bar.get_ylabel() == "z (prior deviations)"
     first, last = (to_rgba(fan.get_lines()[i].get_color()) for i in (0, -1))
     np.testing.assert_allclose([first, last], [to_rgba(plots.BLUE), to_rgba(plots.ORANGE)], atol=0.01)
+
+
+def test_a_traverse_that_moves_no_mean_shows_the_deviation():
+    scale = torch.tensor([2.0, 1.0, 0.5]).expand(4, 2, 3).permute(2, 1, 0)  # (V, N, H)
+    spread = plots.traverse_fan(Traversal(torch.tensor([-1.0, 0.0, 2.0]), torch.zeros(3, 2, 4), scale)).axes[1]
+    assert [line.get_ydata()[0] for line in spread.get_lines()] == [2.0, 1.0, 0.5]
+    assert spread.get_ylabel() == "forecast's deviation (scaled data)"
 
 
 def test_risk_curves_show_what_is_kept_at_first():

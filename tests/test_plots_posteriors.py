@@ -84,9 +84,13 @@ def test_a_trace_draws_named_units_along_the_windows():
 
 def test_a_trace_of_all_units_is_a_heat_map():
     tree = make_tree()
-    mesh = plots.unit_trace(tree).axes[0].collections[0]
+    ax = plots.unit_trace(tree).axes[0]
+    mesh = ax.collections[0]
     np.testing.assert_allclose(mesh.get_array(), draws(tree).mean(0).T)
     assert mesh.get_clim()[0] == -mesh.get_clim()[1]
+    assert [text.get_text() for text in ax.get_yticklabels()] == NAMES
+    some = plots.unit_trace(tree.sel(unit=["eve[3]", "eve[1]"])).axes[0]
+    assert [text.get_text() for text in some.get_yticklabels()] == ["eve[3]", "eve[1]"]
 
 
 def test_prior_and_posterior_are_densities_and_the_narrowest_come_first():

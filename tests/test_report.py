@@ -203,6 +203,8 @@ def test_the_command_writes_the_same_page_once(made, monkeypatch, capsys):
     assert (run / "report.html").read_bytes() == page.read_bytes()
     code, said = call(monkeypatch, capsys, "report", run, data)
     assert (code, "report.html exists already: choose another --out" in said.err) == (2, True)
+    code, said = call(monkeypatch, capsys, "report", run.parent / "nowhere", data)
+    assert (code, "nowhere holds no run: there is no config.toml in it" in said.err) == (2, True)
     assert "demo" in call(monkeypatch, capsys, "report", "--help")[1].out
     assert "eve-pyro report" in call(monkeypatch, capsys, "fit", "--help")[1].out
 

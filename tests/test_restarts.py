@@ -3,12 +3,20 @@
 from copy import deepcopy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import UNITS, make_pair
 from linear_gaussian import Truth, exact, independent, model_of, rows, truth
 
+from eve_pyro.data import make_table
 from eve_pyro.diagnostics.restarts import restart_agreement
+from eve_pyro.guides import FutureAware
+from eve_pyro.likelihoods import CategoricalReadout
+from eve_pyro.models import Regression
+from eve_pyro.nets import LinearEncoder, MLPDecoder
+from eve_pyro.neuron import EveLayer
+from eve_pyro.priors import StandardPrior
 
 TRUTH = truth()
 MODEL, DATA = model_of(TRUTH), rows(TRUTH, 20)
@@ -32,6 +40,17 @@ def test_units_under_other_names_and_signs_are_found_again():
     free = found.label_free.set_index("quantity")
     assert (free["r_hat_max"] < 1.05).all()
     assert free.loc["log_evidence", "between"] < 1e-9  # the exact posterior's weights are constant
+
+
+def test_forecasts_of_classes_have_an_r_hat():
+    """A class is 0 or 1, and in some windows drawn alike each time: ranks tie, and variances may be 0."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=list("abc"))
+    table = make_table(frame.assign(d=frame["a"] > 0), "d", classify=True)
+    layer, encoder = EveLayer(StandardPrior(UNITS), UNITS), LinearEncoder(3, 8, 12, 0.0)
+    model = Regression(encoder, layer, CategoricalReadout(MLPDecoder(UNITS, 8), 2), 1)
+    guide = FutureAware(model)
+    free = restart_agreement({"a": (model, guide), "b": (model, guide)}, table.test, num_draws=4).label_free
+    assert np.isfinite(free["r_hat_max"]).all()
 
 
 def test_restarts_have_draws_of_their_own():

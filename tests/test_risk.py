@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import CONTEXT, GUIDES, HORIZON, make_model, shaken
 
+from eve_pyro.data import latest_windows
 from eve_pyro.diagnostics.risk import (
     AFTER,
     BEFORE,
@@ -206,6 +207,8 @@ def test_bad_risks_are_refused(windows):
         auroc([], [1.0])
     with pytest.raises(ValueError, match="no windows"):
         window_signals(*pair(), windows.test.select([]))
+    with pytest.raises(ValueError, match="no future yet"):
+        window_signals(*pair(), latest_windows(windows.test.panel, CONTEXT, HORIZON, windows.test.scaler))
     with pytest.raises(ValueError, match="at least 2 members"):
         disagreement([pair()], windows.test)
     with pytest.raises(ValueError, match=r"one of phase, amplitude, level, noise .*'trend'"):

@@ -192,7 +192,10 @@ def test_a_volatility_stays_positive():
     with pytest.raises(ValueError, match=r"set to -3 deviations of its Gamma prior .*: its values lie above 0"):
         knock_out(pair.model, pair.guide, windows, {VOLATILITY: [0]}, to=-3.0)
     with pytest.raises(ValueError, match="its values lie above 0"):
-        traverse(pair.model, pair.guide, windows, VOLATILITY, 0)
+        traverse(pair.model, pair.guide, windows, VOLATILITY, 0, values=[-3.0, 0.0])
+    whole = traverse(pair.model, pair.guide, windows, VOLATILITY, 0)
+    assert 0 < len(whole.values) < 13
+    assert (whole.scale.diff(dim=0) < 0).all()
     run = traverse(pair.model, pair.guide, windows, VOLATILITY, 0, values=[-0.5, 0.0, 1.0])
     fn, units, volatility = parts(pair, windows)
     deviation = dense(fn, units)[1].diagonal(dim1=-2, dim2=-1).sqrt()

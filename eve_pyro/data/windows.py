@@ -98,6 +98,13 @@ class Windows(Selectable):
         mean, deviation = (torch.tensor(column)[self.series, None] for column in columns)
         return mean, deviation
 
+    def origins(self) -> pd.Index:
+        """Return each window's origin: the timestamp of the last row that its forecast sees."""
+        ends = np.cumsum([len(values) for values in self.panel.values])
+        owners = self.series.numpy()
+        rows = self.start.numpy() - np.append(0, ends)[owners] + self.reach - 1
+        return pd.Index([self.panel.index[series][row] for series, row in zip(owners, rows, strict=True)])
+
     def timestamps(self, window: int) -> pd.Index:
         """Return the H timestamps of a window's future."""
         series = int(self.series[window])

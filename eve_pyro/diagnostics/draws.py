@@ -106,9 +106,11 @@ def densities(model: Model, source: Trace, context: Tensor, future: Tensor, num_
 def batches_of(
     windows: Rows, batch_size: int, device: torch.device, progress: bool = False, label: str = "windows"
 ) -> Iterator[Batch]:
-    """Yield batches on ``device``, with a progress bar if asked for; ValueError where there are no windows."""
+    """Yield batches on ``device``, with a progress bar if asked for; ValueError for no windows, or none in a batch."""
     if not len(windows):
         raise ValueError("there are no windows to look at")
+    if batch_size < 1:
+        raise ValueError(f"a batch has at least 1 window, not {batch_size}")
     count = -(-len(windows) // batch_size)
     for context, future in track(windows.batches(batch_size), label, count, disable=not progress, transient=True):
         yield Batch(context.to(device), future.to(device))
@@ -125,11 +127,8 @@ def window_labels(windows: Rows) -> pd.DataFrame:
     labels = pd.DataFrame({"window": np.arange(len(windows))})
     if not isinstance(windows, Windows):
         return labels
-    panel, series = windows.panel, windows.series.numpy()
-    lengths = np.array([len(values) for values in panel.values])
-    last = windows.start.numpy() - (lengths.cumsum() - lengths)[series] + windows.reach - 1
-    origin = [panel.index[number][row] for number, row in zip(series, last, strict=True)]
-    return labels.assign(series=np.array(panel.names)[series], origin=origin)
+    series = np.array(windows.panel.names)[windows.series.numpy()]
+    return labels.assign(series=series, origin=windows.origins())
 
 
 def _drawn(trace: Trace) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 above it follows, and what is below or beside it does not learn of it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -115,6 +116,14 @@ def check_units(units: Units, counts: Mapping[str, int]) -> None:
             raise ValueError(f"site {site!r} has units 0 to {counts[site] - 1}, and no unit {unknown[0]}")
 
 
+def lower_bound(prior: TorchDistribution) -> float:
+    """Return where the support of a prior begins, -inf if it has no beginning."""
+    support: Any = prior.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return float(getattr(support, "lower_bound", -math.inf))
+
+
 def edited(fn: TorchDistribution, prior: TorchDistribution, units: Sequence[int], to: Target) -> TorchDistribution:
     """Return ``fn``, batch (..., B, N), with some units set to ``to`` deviations of ``prior``, or drawn from it.
 
@@ -181,14 +190,11 @@ def _set_to(prior: TorchDistribution, to: float) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"a prior of {type(prior).__name__} has no mean and deviation to set units by: draw them with to='prior'"
         )
-    target = mean + to * deviation
-    support: Any = prior.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if hasattr(support, "lower_bound") and (target <= support.lower_bound).any():
+    target, lowest = mean + to * deviation, lower_bound(prior)
+    if (target <= lowest).any():
         raise ValueError(
             f"a unit set to {to:g} deviations of its {_family(prior)} prior would lie at {float(target.min()):.3g}: "
-            f"its values lie above {float(support.lower_bound):g}"
+            f"its values lie above {lowest:g}"
         )
     return target, deviation
 

@@ -1,5 +1,6 @@
 """What the units are worth: the cost of knocking them out, in scores, and the forecast as one of them runs its axis."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from eve_pyro import metrics
+from eve_pyro.diagnostics.draws import check_futures
 from eve_pyro.diagnostics.factor_costs import Tails, unit_costs
-from eve_pyro.diagnostics.intervened import Intervened, Target, Units, check_units, edited, unit_counts
+from eve_pyro.diagnostics.intervened import Intervened, Target, Units, check_units, edited, lower_bound, unit_counts
 from eve_pyro.distributions.factor import FactorNormal
 from eve_pyro.distributions.volatile import VolatileFactor
 from eve_pyro.infer.predictive import forecast_latents, forecast_trace, joint, moments, observation, predict
@@ -47,11 +49,16 @@ def knock_out(
     and without the intervention, and joint log scores then from importance sampling, see ``evaluate``; that takes one
     forecast a unit and batch. NaN where a guide that forecasts from its posterior has dependent units.
 
-    Raises ValueError for no windows, and for sites, units and targets as ``Intervened`` does.
+    Raises ValueError for no windows, windows without a future and no units, and for sites, units and targets as
+    ``Intervened`` does.
     """
+    check_futures(windows)
     counts = _counts(model, guide, windows, seed)
     units = {site: range(count) for site, count in counts.items()} if units is None else units
     check_units(units, counts)
+    units = {site: chosen for site, chosen in units.items() if len(chosen)}
+    if not units:
+        raise ValueError("no unit is named to intervene on")
     totals = {site: torch.zeros(len(chosen), len(COSTS), dtype=torch.float64) for site, chosen in units.items()}
     with evaluating(model, guide, seed):
         for number, batch in enumerate(windows.batches(batch_size)):
@@ -88,6 +95,9 @@ def knock_out_groups(
     table. Columns ``group, units`` (how many), the costs as for ``knock_out``, the ``kl`` of the group (nats a window)
     and its mean ``energy``. Raises ValueError as ``knock_out`` does.
     """
+    check_futures(windows)
+    if not groups:
+        raise ValueError("no group is named to intervene on")
     counts = _counts(model, guide, windows, seed)
     for units in groups.values():
         check_units(units, counts)
@@ -139,13 +149,17 @@ def traverse(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Traversal:
-    """Return the marginals of N windows as a unit is set to ``values``, -3 to 3 prior deviations by default.
+    """Return the marginals of N windows as a unit is set to ``values``, by default -3 to 3 prior deviations, of which a
+    volatility unit takes those that leave it above 0.
 
     Exact where the forecast is, else from ``num_draws`` draws whose random numbers all values share. Raises ValueError
-    for no windows and as ``Intervened`` does.
+    for no windows, no values, and as ``Intervened`` does.
     """
-    check_units({site: [unit]}, _counts(model, guide, windows, seed))
-    values = np.linspace(-3.0, 3.0, 13).tolist() if values is None else values
+    model_trace, _ = _first(model, guide, windows, seed)
+    check_units({site: [unit]}, unit_counts(model_trace))
+    values = _axis(model_trace.nodes[site]["fn"]) if values is None else values
+    if not len(values):
+        raise ValueError("no value is named to set the unit to")
     found: list[tuple[Tensor, Tensor]] = []
     for value in values:
         changed, parts = Intervened(model, guide, {site: [unit]}, value), []
@@ -158,13 +172,26 @@ def traverse(
     return Traversal(torch.tensor(values), torch.stack(means), torch.stack(scales))
 
 
-def _counts(model: Model, guide: Guide, windows: Rows, seed: int) -> dict[str, int]:
-    """Return how many units every site has."""
+def _first(model: Model, guide: Guide, windows: Rows, seed: int) -> tuple[Trace, Trace]:
+    """Return the traces of a forecast of the first window."""
     if not len(windows):
         raise ValueError("there are no windows to intervene on")
     context = next(windows.batches(1)).context.to(device_of(model))
     with evaluating(model, guide, seed):
-        return unit_counts(forecast_trace(model, guide, context)[0])
+        return forecast_trace(model, guide, context)
+
+
+def _counts(model: Model, guide: Guide, windows: Rows, seed: int) -> dict[str, int]:
+    """Return how many units every site has."""
+    return unit_counts(_first(model, guide, windows, seed)[0])
+
+
+def _axis(prior: Any) -> list[float]:
+    """Return deviations from -3 to 3, but for those that leave the support of a site's prior."""
+    values, lowest = np.linspace(-3.0, 3.0, 13).tolist(), lower_bound(prior)
+    if lowest == -math.inf:
+        return values
+    return [value for value in values if (prior.mean + value * prior.stddev > lowest).all()]
 
 
 def _drawn_costs(

@@ -143,11 +143,12 @@ def _match(first: np.ndarray, other: np.ndarray) -> pd.DataFrame:
 
 
 def _r_hat(chains: np.ndarray, method: str = "rank") -> np.ndarray:
-    """Return r_hat over ``chains`` (M, S, ...)."""
+    """Return r_hat over ``chains`` (M, S, ...); 1 where all of them stand at one value, as drawn classes may."""
     chains = np.moveaxis(chains, (0, 1), (-2, -1))
     array_stats = import_module("arviz_stats.base").array_stats
-    r_hat: np.ndarray = np.asarray(array_stats.rhat(chains, chain_axis=-2, draw_axis=-1, method=method))
-    return r_hat
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r_hat: np.ndarray = np.asarray(array_stats.rhat(chains, chain_axis=-2, draw_axis=-1, method=method))
+    return np.where(np.ptp(chains, axis=(-2, -1)) == 0, 1.0, r_hat)
 
 
 def _label_free(found: list[_Restart]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from eve_pyro.data.rows import Selectable
+from eve_pyro.diagnostics.draws import batches_of, check_futures
 from eve_pyro.infer.predictive import Predictive, latent_sites, moments, predict
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.infer.scores import window_scores
@@ -42,14 +43,12 @@ def window_signals(
     KL (nats; sampled with one draw where it has no closed form, and given one draw of what lies below) and energy
     (squared prior deviations, see ``UnitTerms``) are summed over units; a model without units has neither.
 
-    Raises ValueError for no windows.
+    Raises ValueError for no windows and windows without a future.
     """
-    if not len(windows):
-        raise ValueError("there are no windows to measure")
+    check_futures(windows)
     device, parts = device_of(model), []
     with evaluating(model, guide, seed):
-        for context, future in windows.batches(batch_size):
-            context, future = context.to(device), future.to(device)
+        for context, future in batches_of(windows, batch_size, device):
             prediction = predict(model, guide, context, num_draws)
             found = {"scale": moments(prediction)[1].mean(-1), "path_spread": path_spread(prediction)}
             found |= _divergence("before", model, guide, context) | _divergence("after", model, guide, context, future)

@@ -19,7 +19,7 @@ def khat_chart(table: pd.DataFrame) -> Figure:
     """Draw k-hat of every window of an ``importance_table``, and its gap, bound less ELBO, with two standard errors.
 
     Below 0.5 all is well, to 0.7 weights are usable, above they are not. The exact posterior's k-hat, -inf, and what no
-    double can hold, inf, stand at the edges.
+    double can hold, inf, stand at the edges, which say so.
     """
     figure, (khats, gaps) = grid(2, 2)
     finite = table["khat"][np.isfinite(table["khat"])]
@@ -31,6 +31,9 @@ def khat_chart(table: pd.DataFrame) -> Figure:
         inside = (table["khat"] >= begin) & (table["khat"] < end) if end < np.inf else table["khat"] >= begin
         label = f"{100 * inside.mean():.0f} % {name}"
         khats.plot(table["window"][inside], shown[inside], marker, color=colour, ms=3.5, mew=0, label=label)
+    edges = {place: name for place, name in ((low - 0.1, "-inf"), (high + 0.1, "inf")) if (shown == place).any()}
+    ticks = {tick: f"{tick:.2g}" for tick in khats.get_yticks() if low <= tick <= high} | edges
+    khats.set_yticks(list(ticks), list(ticks.values()))
     khats.set(xlabel="window", ylabel="k-hat")
     khats.legend(
         fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1,

@@ -11,6 +11,7 @@ from eve_pyro.diagnostics.interventions import Traversal
 from eve_pyro.plots.style import AXIS, BLUE, GREY, ORANGE, grid
 
 NORMAL_95 = 1.6449  # deviations to the 95 % quantile of a normal
+STILL = 1e-3  # of the forecast's deviation: means that move less stand still
 
 
 def intervention_bars(costs: pd.DataFrame, score: str = "joint_log_score_cost", most: int = 12) -> Figure:
@@ -35,11 +36,15 @@ def intervention_bars(costs: pd.DataFrame, score: str = "joint_log_score_cost", 
 
 def traverse_fan(found: Traversal, window: int = 0) -> Figure:
     """Draw a window's forecast as a unit runs along its axis: mean and, at both ends and in the middle, 90 % band (of a
-    normal with the forecast's deviation); and how far the mean moves from where the unit is nearest to 0.
+    normal with the forecast's deviation); and how far the mean moves from where the unit is nearest to 0, or, where it
+    does not, as with a volatility unit, the deviation.
     """
     values, mean, scale = found.values.numpy(), found.mean[:, window].numpy(), found.scale[:, window].numpy()
     steps, middle = np.arange(1, mean.shape[1] + 1), int(np.abs(values).argmin())
     figure, (fan, moved) = grid(2, 2, height=2.9)
+    shift, label = mean - mean[middle], f"moved from z = {values[middle]:g} (scaled data)"
+    if np.abs(shift).max() < STILL * scale.max():
+        shift, label = scale, "forecast's deviation (scaled data)"
     colour = ScalarMappable(Normalize(values.min(), values.max()), AXIS)
     for number in sorted({0, middle, len(values) - 1}):
         band = NORMAL_95 * scale[number]
@@ -48,9 +53,9 @@ def traverse_fan(found: Traversal, window: int = 0) -> Figure:
     for number, value in enumerate(values):
         width = 1.8 if number == middle else 1.0
         fan.plot(steps, mean[number], color=colour.to_rgba(value), lw=width)
-        moved.plot(steps, mean[number] - mean[middle], color=colour.to_rgba(value), lw=width)
+        moved.plot(steps, shift[number], color=colour.to_rgba(value), lw=width)
     fan.set(xlabel="step of the horizon", ylabel="forecast (scaled data)")
-    moved.set(xlabel="step of the horizon", ylabel=f"moved from z = {values[middle]:g} (scaled data)")
+    moved.set(xlabel="step of the horizon", ylabel=label)
     bar = figure.colorbar(colour, ax=moved)
     bar.set_label("z (prior deviations)", fontsize=8)
     bar.ax.tick_params(labelsize=8)

@@ -22,6 +22,7 @@ ENDS = (0.05, 0.95)
 GRID = 200  # places at which a density is drawn
 FAR = 3.0  # where the colours of a heat map end
 FEW = 8  # panels in which units are told apart
+NAMED = 24  # rows of a heat map that have room for names
 
 
 def unit_forest(tree: "DataTree", site: str | None = None, window: int | None = None, most: int = 24) -> Figure:
@@ -65,7 +66,10 @@ def unit_trace(tree: "DataTree", units: Sequence[str] | None = None, site: str |
         means = pd.DataFrame(posterior.mean.T, columns=places)
         reach = min(max(float(np.abs(posterior.mean).max()), 1e-6), FAR)
         heat(figure, ax, means, "posterior mean of z", "RdBu_r", (-reach, reach))
-        ax.set_ylabel("unit")
+        if len(posterior.units) > NAMED:
+            ax.set_ylabel("unit, in the tree's order")
+        else:
+            ax.set_yticks(range(len(posterior.units)), posterior.units)
     else:
         chosen = posterior.positions(units)
         figure, axes = grid(len(chosen), 1, height=1.25)

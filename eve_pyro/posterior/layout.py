@@ -44,8 +44,9 @@ class Variable(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrays of a tree by group and name, the sizes and coordinates of all axes, how many units each site has, the
-    positions of the chosen ones by their axis, and how many windows and draws are drawn at once.
+    """The arrays of a tree by group and name, the sizes of all axes and the coordinates of those not just numbered, how
+    many units each site has, the positions of the chosen ones by their axis, and how many windows and draws are drawn
+    at once.
     """
 
     variables: Mapping[Key, Variable]
@@ -66,9 +67,10 @@ class Layout:
         return list(dict.fromkeys(group for group, _ in self.variables))
 
     def coords_of(self, group: str) -> dict[str, tuple[str, np.ndarray]]:
-        """Return the coordinates along the axes of a group."""
+        """Return the coordinates along the axes of a group; an axis without any is numbered."""
         dims = {dim for (owner, _), variable in self.variables.items() if owner == group for dim in variable.dims}
-        return {name: coord for name, coord in self.coords.items() if coord[0] in dims}
+        numbers = {dim: (dim, np.arange(size)) for dim, size in self.sizes.items() if dim in dims}
+        return numbers | {name: coord for name, coord in self.coords.items() if coord[0] in dims}
 
     def chosen(self, named: Named) -> np.ndarray:
         """Return the values of the chosen units."""
@@ -99,8 +101,7 @@ def plan(request: Request) -> Layout:
             sizes |= {dim: own[dim] for dim in named.dims}
             shape = tuple(sizes[dim] for dim in named.dims)
             variables[key] = Variable(named.dims, shape, "float64" if key[0] in DENSITIES else "float32")
-    coords = {dim: (dim, np.arange(size)) for dim, size in sizes.items()}
-    coords |= {dim: (dim, np.array(labels[dim])[positions]) for dim, positions in kept.items()}
+    coords = {dim: (dim, np.array(labels[dim])[positions]) for dim, positions in kept.items()}
     coords |= _time_coords(request, sizes)
     chunk = min(windows for *_, (windows, _) in probes), min(draws for *_, (_, draws) in probes)
     return Layout(variables, sizes, coords, counts, kept, chunk)
@@ -201,7 +202,7 @@ def _time_coords(request: Request, sizes: Mapping[str, int]) -> dict[str, tuple[
 
 
 def _origins(windows: Windows) -> np.ndarray:
-    """Return the timestamp of every window's first forecast step; times with a zone in UTC, as files know none."""
-    origins = pd.Index([windows.timestamps(window)[0] for window in range(len(windows))])
+    """Return the last timestamp that every window's forecast sees; times with a zone in UTC, as files know none."""
+    origins: Any = windows.origins()
     zoned = isinstance(origins, pd.DatetimeIndex) and origins.tz is not None
     return (origins.tz_convert(None) if zoned else origins).to_numpy()

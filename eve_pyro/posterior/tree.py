@@ -57,9 +57,9 @@ def to_datatree(
     its own: ``<layer>_unit``, ``<layer>_step``, and likewise ``<layer>_kl``. But where only one of them has several
     units, its axes keep their plain names: beside a volatility unit ``eve.z`` has ``unit``, and ``volatility.z``
     ``volatility_unit``. A site without a units plate is one unit.
-    Windows are numbered as in ``windows`` and carry ``series`` and ``origin``, the time of the first step of the
-    forecast; the horizon is 1 to H, the past 1 - L to 0, and unit i of site "eve.z" is "eve[i]". Draws and data are
-    float32, densities and KLs float64.
+    Windows are numbered as in ``windows`` and carry ``series`` and ``origin``, the last timestamp seen; the horizon is
+    1 to H, the past 1 - L to 0, and unit i of site "eve.z" is "eve[i]". Draws and data are float32, densities and KLs
+    float64.
 
     With ``out``, a name in .nc (NetCDF, by h5netcdf) or .zarr, everything is written there batch by batch, and the tree
     reads from the file when asked; it gets that name once it is whole. ``batch_size`` windows and all draws are drawn
