@@ -81,6 +81,34 @@ def test_an_autoguides_auxiliary_site_is_refused_and_counted_right_when_sampled(
     assert ours == pytest.approx(float(Trace_ELBO().differentiable_loss(model, guide)), rel=1e-5)
 
 
+def test_an_auxiliary_site_of_all_units_together_is_counted_once():
+    loc, tril = torch.tensor([0.3, -0.2, 0.5]), torch.tensor([[0.8, 0.0, 0.0], [0.3, 0.7, 0.0], [-0.2, 0.1, 0.9]])
+
+    def model():
+        with pyro.plate("windows", 4, dim=-2):
+            with pyro.plate("units", 3, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=torch.ones(4, 1))
+
+    def guide():
+        with pyro.plate("windows", 4, dim=-2):
+            joint = dist.MultivariateNormal(loc, scale_tril=tril)
+            z = pyro.sample("z_joint", joint.expand([4, 1]), infer={"is_auxiliary": True})
+            with pyro.plate("units", 3, dim=-1):
+                pyro.sample("z", dist.Delta(z[..., 0, :]))
+
+    losses = []
+    for elbo in (LocalELBO(sample_kl=True), Trace_ELBO()):
+        torch.manual_seed(3)
+        losses.append(float(elbo.differentiable_loss(model, guide)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    elbo = LocalELBO(sample_kl=True)
+    elbo.loss(model, guide)
+    units = elbo.terms.units["z"]
+    torch.testing.assert_close(units.energy, loc.square())
+    torch.testing.assert_close(units.scale, (tril @ tril.T).diagonal().sqrt())
+
+
 def test_a_model_that_observes_nothing_is_refused():
     with pytest.raises(ValueError, match="observes nothing"):
         evaluate(program("z"), program("z"))

@@ -120,7 +120,8 @@ def _measure(name: str, model_site: Any, guide_site: Any, auxiliary: Any, sample
     if kl is not None:
         kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
     elif sample_kl:
-        kl = guide_site["log_prob"] + (auxiliary["log_prob"] if auxiliary else 0.0) - model_site["log_prob"]
+        kl = guide_site["log_prob"] - model_site["log_prob"]
+        kl = kl + _shared_out(auxiliary["log_prob"], kl) if auxiliary else kl
     else:
         through = f" through the auxiliary site {auxiliary['name']!r}" if auxiliary else ""
         raise ValueError(
@@ -128,12 +129,17 @@ def _measure(name: str, model_site: Any, guide_site: Any, auxiliary: Any, sample
             "sample_kl=True to estimate it from the draws"
         )
     shift, scale = _shift_and_scale(q, p, guide_site["value"])
-    event = tuple(range(-len(q.event_shape), 0))
+    event = tuple(range(-len(p.event_shape), 0))
     path = None
-    if len(event) == 2 and q.event_shape[0] > 1:
+    if len(event) == 2 and p.event_shape[0] > 1:
         path = shift.reshape(-1, *shift.shape[-4:]).mean(0)
     energy = by_unit(_mean(shift.square(), event)).mean((0, 1))
     return UnitTerms(by_unit(kl).mean(0), energy, by_unit(_mean(scale, event)).mean((0, 1)), sampled, path)
+
+
+def _shared_out(log_prob: Tensor, by_unit: Tensor) -> Tensor:
+    """Return an auxiliary site's log density by unit: that of all units together in even shares, which add up."""
+    return log_prob if log_prob.shape == by_unit.shape else log_prob / by_unit.shape[-1]
 
 
 def _mean(values: Tensor, event: tuple[int, ...]) -> Tensor:
@@ -151,9 +157,12 @@ def _shift_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tensor) 
     """Return (E q - E p) / deviation of p, and the deviation of q, each with the site's event dims.
 
     The draw itself stands in for the location of a posterior that has no mean in closed form, and its deviation is 0.
+    A posterior of all units together has their figures in its event.
     """
     try:
         loc, scale = q.mean, q.stddev
+        if loc.numel() == value.numel():
+            loc, scale = loc.reshape(value.shape), scale.reshape(value.shape)
     except NotImplementedError:
         loc, scale = value, torch.zeros_like(value)
     try:
