@@ -15,8 +15,9 @@ from eve_pyro.autopilot import board as board_module
 from eve_pyro.autopilot.board import Board, Job, Outcome, View
 from eve_pyro.autopilot.gates import gate_margins, is_valid, mean_ranks, penalty, why_invalid
 from eve_pyro.autopilot.leaderboard import Leaderboard
-from eve_pyro.autopilot.pareto import fronts
+from eve_pyro.autopilot.pareto import fronts, values_of
 from eve_pyro.autopilot.plan import Plan, Stage
+from eve_pyro.autopilot.setup import Setup
 from eve_pyro.autopilot.signals import correlations, pruned, read_full, spearman
 from eve_pyro.autopilot.space import parse_space, read_space
 from eve_pyro.autopilot.storage import begin_study, open_storage
@@ -49,6 +50,20 @@ def test_fronts_and_ranks_by_hand():
 def figures(crps, inside=0.8, **more):
     found = {"crps": crps, "inside_mass": inside, "too_high": 0.0, "too_low": 1 - inside}
     return found | {"out_of_band": 1 - inside, "not_living": 1 - inside, "kl_drift": 0.1} | more
+
+
+@pytest.mark.parametrize("storage", ["study.log", "sqlite:///{}/study.db"])
+def test_an_objective_that_is_no_number_is_the_worst(tmp_path, storage):
+    where = storage.format(tmp_path) if "://" in storage else str(tmp_path / storage)
+    objectives = ("crps", "seconds")
+    setup = setup_of(make_panel(), Plan(3, 9, reduction=3, objectives=objectives))
+    storage = open_storage(where)
+    board = Board(storage, begin_study(storage, "one", setup), setup)
+    board.fill()
+    broken = {"crps": 2.0, "seconds": math.nan}
+    assert board.finish(board.claim(board.look()), broken)
+    assert board.attempts()[0][0].values == [2.0, math.inf]
+    assert fronts([values_of(each, objectives) for each in ({"crps": 1.0, "seconds": 3.0}, broken)]) == [0, 1]
 
 
 def test_the_plan_promotes_by_gates_then_penalty_then_score():
@@ -139,10 +154,12 @@ def test_draws_depend_on_seed_and_number_alone_and_stay_inside():
 
 
 @pytest.mark.parametrize("recipe", ["factor", "conditional", "paper", "trajectory"])
-def test_the_default_space_fits_every_recipe_that_it_does_not_contradict(recipe):
+def test_the_default_space_fits_every_recipe(recipe):
     base = load_recipe(recipe)
     names = set(read_space(None, base).entries)
     assert {"learning_rate", "units", "latent_dim", "guide_scale", "target", "width", "spread", "phi", "beta"} <= names
+    small = load_recipe(recipe, SMALL)
+    Setup.of(make_panel(), small, read_space(None, small), Plan(12, 9)).rehearse(make_panel())
 
 
 BAD_SPACES = [
