@@ -14,6 +14,7 @@ from torch import nn
 
 from eve_pyro.data import make_table, make_windows
 from eve_pyro.guides import ContextMeanField
+from eve_pyro.infer.callbacks import Pause
 from eve_pyro.infer.fit import Training, fit
 from eve_pyro.infer.forecast import forecast
 from eve_pyro.infer.local_elbo import LocalELBO
@@ -179,6 +180,16 @@ def test_a_loss_that_breaks_keeps_the_best_epoch(windows):
     assert torch.isfinite(weights(model, guide)).all()
     assert result.best_epoch in (0, 1)
     assert math.isfinite(evaluate(model, guide, windows.test, 4)["crps"])
+
+
+def test_a_loss_that_breaks_where_the_last_epoch_is_kept_keeps_the_last_whole_one(windows):
+    steps = len(windows.train) // 64
+    training = Training(epochs=5, batch_size=64, monitor="last", progress=False)
+    whole, broken = pair(), pair()
+    fit(*whole, windows, training=training, callbacks=[Pause(2)])
+    result = fit(Exploding(broken[0], 2 + 2 * steps + 2), broken[1], windows, training=training)
+    assert result.best_epoch == 1
+    assert torch.equal(weights(*broken), weights(*whole))
 
 
 def test_a_loss_that_is_broken_from_the_start_is_an_error(windows):

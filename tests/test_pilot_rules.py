@@ -1,17 +1,26 @@
 """The rules of the search by hand: gates, fronts, plans, spaces, and what early signals foretell."""
 
 import math
+import threading
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
-from test_autopilot import SMALL, SPACE
+from conftest import make_panel
+from optuna.trial import TrialState
+from test_autopilot import SMALL, SPACE, setup_of
 
+from eve_pyro.autopilot import board as board_module
+from eve_pyro.autopilot.board import Board, Job, Outcome, View
 from eve_pyro.autopilot.gates import gate_margins, is_valid, mean_ranks, penalty, why_invalid
-from eve_pyro.autopilot.pareto import fronts
+from eve_pyro.autopilot.leaderboard import Leaderboard
+from eve_pyro.autopilot.pareto import fronts, values_of
 from eve_pyro.autopilot.plan import Plan, Stage
+from eve_pyro.autopilot.setup import Setup
 from eve_pyro.autopilot.signals import correlations, pruned, read_full, spearman
 from eve_pyro.autopilot.space import parse_space, read_space
+from eve_pyro.autopilot.storage import begin_study, open_storage
 from eve_pyro.config import load_recipe
 
 
@@ -43,6 +52,20 @@ def figures(crps, inside=0.8, **more):
     return found | {"out_of_band": 1 - inside, "not_living": 1 - inside, "kl_drift": 0.1} | more
 
 
+@pytest.mark.parametrize("storage", ["study.log", "sqlite:///{}/study.db"])
+def test_an_objective_that_is_no_number_is_the_worst(tmp_path, storage):
+    where = storage.format(tmp_path) if "://" in storage else str(tmp_path / storage)
+    objectives = ("crps", "seconds")
+    setup = setup_of(make_panel(), Plan(3, 9, reduction=3, objectives=objectives))
+    storage = open_storage(where)
+    board = Board(storage, begin_study(storage, "one", setup), setup)
+    board.fill()
+    broken = {"crps": 2.0, "seconds": math.nan}
+    assert board.finish(board.claim(board.look()), broken)
+    assert board.attempts()[0][0].values == [2.0, math.inf]
+    assert fronts([values_of(each, objectives) for each in ({"crps": 1.0, "seconds": 3.0}, broken)]) == [0, 1]
+
+
 def test_the_plan_promotes_by_gates_then_penalty_then_score():
     shown = {0: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 3: figures(0.4), 4: figures(0.2, 0.3)}
     assert Plan(8, 9).order(shown, final=False) == [0, 3, 1, 4, 2]
@@ -51,6 +74,48 @@ def test_the_plan_promotes_by_gates_then_penalty_then_score():
     assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, final=True)[0] == 0
     two = Plan(8, 9, objectives=("crps", "seconds"))
     assert two.order({0: figures(1, seconds=3), 1: figures(2, seconds=4), 2: figures(3, seconds=1)}, True) == [0, 2, 1]
+
+
+def shown(crps, **more):
+    figures = {"too_high": 0.0, "too_low": 0.1, "inside_mass": 0.9, "step": 1.0, "coverage_90": 0.88, "seconds": 2.0}
+    return figures | {"out_of_band": 0.1, "not_living": 0.1, "kl_drift": 0.1, "crps": crps} | more
+
+
+def whys(plan, stages):
+    """Why each trial lost where the stages ended with these figures."""
+    outcomes = [{n: Outcome(trial, found) for n, (trial, found) in enumerate(stage)} for stage in stages]
+    board = Board(None, 0, setup_of(make_panel(), plan))
+    table = Leaderboard(board, View([], {}, outcomes, True))
+    return {row["trial"]: row["why"] for row in table.rows()}
+
+
+def test_why_a_trial_lost_is_what_it_was_ranked_by():
+    first = [
+        (0, shown(0.3)),
+        (1, shown(0.4, kl_drift=0.05)),
+        (2, shown(0.2, kl_drift=0.9, out_of_band=0.2, not_living=0.2)),
+    ]
+    last = [(0, shown(0.3)), (1, shown(0.4))]
+    why = whys(Plan(3, 2, reduction=2, seeds=1, prune="both"), [first, last])
+    assert why[2].endswith(
+        "3 of 3: validation crps 0.2000, out of band 0.2000, not living 0.2000, kl drift 0.9000; "
+        "the last to go on had crps 0.4000, out of band 0.1000, not living 0.1000, kl drift 0.0500"
+    )
+    assert why[1] == "validation crps 0.4000; the winner had crps 0.3000"
+    swift = [(0, shown(0.3)), (1, shown(0.2, seconds=9.0, coverage_90=0.5)), (2, shown(0.4, seconds=5.0))]
+    why = whys(Plan(3, 1, full=True, seeds=1, objectives=("coverage_error", "seconds")), [swift])
+    assert (
+        why[1]
+        == "validation coverage error 0.4000, seconds 9.0000; the winner had coverage error 0.0200, seconds 2.0000"
+    )
+
+
+def test_who_is_no_finalist_is_held_against_the_last_one_at_the_same_seed():
+    rung = [(0, shown(0.30)), (1, shown(0.31)), (2, shown(0.32))]
+    more = [(0, shown(0.40)), (1, shown(0.41))]
+    why = whys(Plan(3, 9, full=True, seeds=2), [rung, more])
+    assert why[0] == "the winner"
+    assert why[2] == "dropped at 9 of 9 epochs, 3 of 3: validation crps 0.3200; the last to go on had crps 0.3100"
 
 
 def test_the_default_plan_takes_less_than_a_third_of_the_steps():
@@ -89,10 +154,12 @@ def test_draws_depend_on_seed_and_number_alone_and_stay_inside():
 
 
 @pytest.mark.parametrize("recipe", ["factor", "conditional", "paper", "trajectory"])
-def test_the_default_space_fits_every_recipe_that_it_does_not_contradict(recipe):
+def test_the_default_space_fits_every_recipe(recipe):
     base = load_recipe(recipe)
     names = set(read_space(None, base).entries)
     assert {"learning_rate", "units", "latent_dim", "guide_scale", "target", "width", "spread", "phi", "beta"} <= names
+    small = load_recipe(recipe, SMALL)
+    Setup.of(make_panel(), small, read_space(None, small), Plan(12, 9)).rehearse(make_panel())
 
 
 BAD_SPACES = [
@@ -144,3 +211,35 @@ def test_early_signals_of_full_trials(tmp_path):
     rows.head(5).to_csv(tmp_path / "leaderboard.csv", index=False)
     with pytest.raises(ValueError, match="has 5 trials trained in full, 8 are needed"):
         read_full(tmp_path)
+
+
+def test_a_training_put_back_is_not_lost_while_the_next_worker_claims_it(tmp_path):
+    setup = setup_of(make_panel())
+    storage = open_storage(str(tmp_path / "study.log"))
+    board = Board(storage, begin_study(storage, "one", setup), setup)
+    board.fill()
+    job = board.claim(board.look())
+    board.storage.set_trial_user_attr(job.storage_id, "worker", {"host": board_module.host(), "pid": 2**22 + 1})
+    board.release(job)
+    storage.set_trial_state_values(job.storage_id, TrialState.RUNNING)  # half of a claim
+    board.bury_lost()
+    assert [each.state.name for each in board.attempts()[0]] == ["RUNNING"]
+
+
+def test_signs_of_life_go_on_after_one_that_did_not_get_through(tmp_path, monkeypatch):
+    setup, job, beats = setup_of(make_panel()), Job(0, 0, 0), []
+    storage = open_storage(str(tmp_path / "study.log"))
+    board = Board(storage, begin_study(storage, "one", setup), setup)
+
+    def beat(trial, name, count):
+        beats.append(count)
+        if count == 1:
+            raise optuna.exceptions.StorageInternalError("database is locked")
+        enough.set()
+
+    enough = threading.Event()
+    monkeypatch.setattr(board_module, "BEAT", 0.01)
+    monkeypatch.setattr(storage, "set_trial_user_attr", beat)
+    with board.alive(job):
+        assert enough.wait(10)
+    assert beats[:2] == [1, 2]

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -126,6 +126,7 @@ class Board:
     def release(self, job: Job) -> None:
         """Put a training back that the user stopped."""
         with suppress(UpdateFinishedTrialError):
+            self.storage.set_trial_user_attr(job.storage_id, "worker", None)  # whoever claims it next is not dead
             self.storage.set_trial_state_values(job.storage_id, TrialState.WAITING)
 
     @contextmanager
@@ -138,7 +139,8 @@ class Board:
             with suppress(UpdateFinishedTrialError):
                 while not stop.wait(BEAT):
                     count += 1
-                    self.storage.set_trial_user_attr(job.storage_id, "beat", count)
+                    with suppress(StorageInternalError):  # out of reach, or locked: the next one may get through
+                        self.storage.set_trial_user_attr(job.storage_id, "beat", count)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

@@ -1,12 +1,13 @@
 """The leaderboard: every trial once, best first, with why each loser lost."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from eve_pyro.autopilot.board import Board, View
 from eve_pyro.autopilot.gates import Figures, is_valid, penalty, why_invalid
+from eve_pyro.autopilot.pareto import OBJECTIVES
 from eve_pyro.autopilot.plan import SIGNALS
 
 
@@ -72,15 +73,17 @@ class Leaderboard:
             return "the winner" if is_valid(found) else f"the least bad, invalid: {why_invalid(found)}"
         if self._failure(trial):
             return f"failed after {epochs} of {plan.epochs} epochs: {self._failure(trial)}"
-        if stage >= len(plan.rungs) - 1:
-            return _beaten(found, mean(self.reached[first][1]), "the winner")
+        if stage == len(plan.stages) - 1:
+            return _beaten(found, mean(self.reached[first][1]), "the winner", plan.objectives)
         ranked = self._ranking(stage)
         on = ranked[min(len(ranked), plan.stages[stage + 1].trials) - 1]
         where = f"dropped at {epochs} of {plan.epochs} epochs, {ranked.index(trial) + 1} of {len(ranked)}"
-        if plan.prune == "signals":
-            return f"{where}: " + ", ".join(f"{name} {found[name]:.2f}" for name in SIGNALS)
+        pruned = plan.prune if stage < len(plan.rungs) - 1 else "score"
+        if pruned == "signals":
+            return f"{where}: {_shown(found, SIGNALS)}"
+        names = (*plan.objectives, *SIGNALS) if pruned == "both" else plan.objectives
         by_trial = {each.trial: each.figures for each in self.view.stages[stage].values() if each.figures is not None}
-        return f"{where}: {_beaten(found, by_trial[on], 'the last to go on')}"
+        return f"{where}: {_beaten(found, by_trial[on], 'the last to go on', names)}"
 
 
 def mean(figures: list[Figures]) -> dict[str, float]:
@@ -89,9 +92,14 @@ def mean(figures: list[Figures]) -> dict[str, float]:
     return {name: sum(each[name] for each in figures) / len(figures) for name in names}
 
 
-def _beaten(found: Mapping[str, float], other: Mapping[str, float], name: str) -> str:
+def _beaten(found: Figures, other: Figures, name: str, compared: Sequence[str]) -> str:
     if not is_valid(found):
         return f"invalid: {why_invalid(found)}"
     if penalty(found) > penalty(other):
         return f"inside mass {found['inside_mass']:.2f}, {name} had {other['inside_mass']:.2f}"
-    return f"validation crps {found['crps']:.4f}, {name} had {other['crps']:.4f}"
+    return f"validation {_shown(found, compared)}; {name} had {_shown(other, compared)}"
+
+
+def _shown(figures: Figures, names: Sequence[str]) -> str:
+    values = {**figures, "coverage_error": OBJECTIVES["coverage_error"](figures)}
+    return ", ".join(f"{name.replace('_', ' ')} {values[name]:.4f}" for name in names)

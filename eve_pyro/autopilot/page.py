@@ -75,7 +75,11 @@ def _search(result: Result) -> Section:
 def _course(plan: Plan) -> str:
     words = [f"{stage.trials} trials for {stage.epochs} of {plan.epochs} epochs" for stage in plan.rungs]
     more = f", and {plan.stages[-1].trials} with {plan.seeds} seeds in all" if plan.seeds > 1 else ""
-    by = {"score": "gates, penalty and validation score", "signals": "the units' signals", "both": "both"}[plan.prune]
+    by = {
+        "score": "gates, penalty and validation score",
+        "signals": "the units' signals",
+        "both": "gates, penalty, and validation score and the units' signals alike",
+    }[plan.prune]
     return f"Trained: {'; then the best '.join(words)}{more}. Promoted by {by}; chosen by gates, penalty and score."
 
 

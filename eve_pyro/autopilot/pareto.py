@@ -1,5 +1,6 @@
 """Fronts over several objectives, all of which are minimised."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -26,8 +27,9 @@ def check_objectives(names: Sequence[str]) -> None:
 
 
 def values_of(figures: Figures, objectives: Sequence[str]) -> list[float]:
-    """Return the objectives of a trial, each lower where it is better."""
-    return [float(OBJECTIVES[name](figures)) for name in objectives]
+    """Return the objectives of a trial, each lower where it is better; what is not a number is the worst there is."""
+    values = (float(OBJECTIVES[name](figures)) for name in objectives)
+    return [math.inf if math.isnan(value) else value for value in values]
 
 
 def fronts(values: Sequence[Sequence[float]]) -> list[int]:

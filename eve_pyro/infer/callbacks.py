@@ -53,7 +53,10 @@ class History(Callback):
 
 
 class Keeper(Callback):
-    """Keeps a copy of the weights of the epoch with the lowest ``monitor``, or of the last where there is none."""
+    """Keeps a copy of the weights of the epoch with the lowest ``monitor``, or of the last where there is none.
+
+    An epoch in which the loss broke does not count.
+    """
 
     def __init__(self, monitor: str | None) -> None:
         self.monitor, self.best = monitor, math.inf
@@ -62,6 +65,8 @@ class Keeper(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Copy the weights if they are the best so far."""
+        if task.not_finite is not None:
+            return
         score = float(trainer.callback_metrics[self.monitor]) if self.monitor else -math.inf
         if self.epoch is None or score < self.best or not self.monitor:
             self.best = math.inf if math.isnan(score) else score

@@ -48,5 +48,6 @@ def pareto_scatter(front: pd.DataFrame, objectives: Sequence[str]) -> Figure:
         for row in front.to_dict("records"):
             ax.annotate(str(row["trial"]), (row[first], row[second]), (3, 3), textcoords="offset points", fontsize=7)
         ax.set(xlabel=first.replace("_", " "), ylabel=second.replace("_", " "))
+        ax.locator_params(axis="x", nbins=4)  # long labels, side by side
     legend_below(figure, *axes[0].get_legend_handles_labels())
     return figure
