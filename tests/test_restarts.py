@@ -10,7 +10,7 @@ from conftest import UNITS, make_pair
 from linear_gaussian import Truth, exact, independent, model_of, rows, truth
 
 from eve_pyro.data import make_table
-from eve_pyro.diagnostics.restarts import restart_agreement
+from eve_pyro.diagnostics.restarts import _match, restart_agreement
 from eve_pyro.guides import FutureAware
 from eve_pyro.likelihoods import CategoricalReadout
 from eve_pyro.models import Regression
@@ -40,6 +40,14 @@ def test_units_under_other_names_and_signs_are_found_again():
     free = found.label_free.set_index("quantity")
     assert (free["r_hat_max"] < 1.05).all()
     assert free.loc["log_evidence", "between"] < 1e-9  # the exact posterior's weights are constant
+
+
+def test_positive_units_are_not_turned_round():
+    draws = np.random.default_rng(0).gamma(2.0, size=(5, 20, 2, 1)) * np.linspace(1, 3, 20)[:, None, None]
+    other = (10 / (1 + draws))[:, :, ::-1]  # the less the more: of no unit the like
+    found = _match(draws, other)
+    assert (found["sign"] == 1).all()
+    assert (found["correlation"] < 0).all()
 
 
 def test_forecasts_of_classes_have_an_r_hat():

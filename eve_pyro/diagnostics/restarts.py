@@ -39,6 +39,7 @@ def restart_agreement(
     posterior mean over windows, of the sum of its latent dimensions (event (T, K), as the next layer reads it; other
     events count in full); each further restart is matched to the first by the assignment with the largest sum of
     absolute correlations (Hungarian method, Kuhn 1955), and its draws are flipped where the correlation is negative.
+    Units of one sign, as a volatility unit's are, have no other sign to take and are matched by what correlates most.
 
     ``units``: ``site, unit``; ``correlation``, the smallest absolute one among its matches; ``r_hat`` (rank-normalised
     and split, Vehtari et al. 2021) with the restarts as chains and ``num_draws`` draws of q(z | x, y) in each, the
@@ -136,10 +137,11 @@ def _match(first: np.ndarray, other: np.ndarray) -> pd.DataFrame:
     norms = [np.linalg.norm(each, axis=1, keepdims=True) for each in away]
     unit = [np.divide(a, n, out=np.zeros_like(a), where=n > 0) for a, n in zip(away, norms, strict=True)]
     correlation = unit[0] @ unit[1].T  # 0 for a unit that never moves
-    rows, partner = linear_sum_assignment(-np.abs(correlation))
+    flips = (first < 0).any()
+    rows, partner = linear_sum_assignment(-np.abs(correlation) if flips else -correlation)
     chosen = correlation[rows, partner]
-    sign = np.where(chosen < 0, -1, 1)
-    return pd.DataFrame({"unit": rows, "partner": partner, "sign": sign, "correlation": np.abs(chosen)})
+    sign = np.where(flips & (chosen < 0), -1, 1)
+    return pd.DataFrame({"unit": rows, "partner": partner, "sign": sign, "correlation": sign * chosen})
 
 
 def _r_hat(chains: np.ndarray, method: str = "rank") -> np.ndarray:
