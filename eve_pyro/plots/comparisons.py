@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from eve_pyro.plots.style import BLUE, CYCLE, GREY, REGIME_COLOURS, grid, legend_below
 
@@ -55,7 +56,8 @@ def difference_bars(summary: pd.DataFrame, labels: Sequence[str], scores: Sequen
         )  # fmt: skip
         ax.set_yticks(places, names if number == 0 else [])
         ax.set_xlabel(f"{score.replace('_', ' ')}, minus the base's")
-        ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))  # a power of ten hides the label
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     return figure
 
 
