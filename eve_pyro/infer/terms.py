@@ -161,7 +161,7 @@ def _shift_and_scale(q: TorchDistribution, p: TorchDistribution, value: Tensor) 
     """
     try:
         loc, scale = q.mean, q.stddev
-        if loc.numel() == value.numel():
+        if loc.shape != value.shape and loc.numel() == value.numel():
             loc, scale = loc.reshape(value.shape), scale.reshape(value.shape)
     except NotImplementedError:
         loc, scale = value, torch.zeros_like(value)
