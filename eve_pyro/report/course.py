@@ -49,7 +49,8 @@ def fans(record: Record) -> Section:
 
 def curves(record: Record) -> Section:
     """Show loss and validation score by epoch."""
-    caption = "The loss is the negative of the local ELBO, a value. An epoch is kept by its validation score."
+    rule = "The last epoch is kept" if record.run.config.training.monitor == "last" else "An epoch is kept by its score"
+    caption = f"The loss is the negative of the local ELBO, a value. {rule}."
     alt = "Training and validation loss, and validation CRPS, by epoch."
     blocks: list[Block] = [picture(plots.training_curves(record.histories), "curves", alt, caption)]
     if len(record.histories) > 1:
