@@ -44,18 +44,27 @@ class NoNorm(nn.Module):
         return context, None
 
 
+def moving_average(context: Tensor, kernel: int = 25) -> Tensor:
+    """Return the trend of ``context`` (B, T, L) that DLinear splits off: the mean of ``kernel`` steps, edges repeated.
+
+    Of a shorter context the window is the longest odd one that fits. Source: Zeng et al., AAAI 2023.
+    """
+    length = context.shape[-1]
+    kernel = min(kernel, length - 1 + length % 2)
+    return F.avg_pool1d(F.pad(context, (kernel // 2, kernel // 2), mode="replicate"), kernel, 1)
+
+
 class LinearEncoder(nn.Module):
     """Linear features of the seasonal and trend parts of a context, and a small nonlinear branch on top of them.
 
-    The moving average of DLinear (Zeng et al., AAAI 2023) splits the context; both parts pass two linear maps without
-    an activation between them. ``state`` concatenates ``features`` linear and ``hidden`` nonlinear values, so whatever
-    is linear in the state is a linear forecaster with a nonlinear correction. ``dropout`` falls on both.
+    DLinear's ``moving_average`` splits the context; both parts pass two linear maps without an activation between
+    them. ``state`` concatenates ``features`` linear and ``hidden`` nonlinear values, so whatever is linear in the state
+    is a linear forecaster with a nonlinear correction. ``dropout`` falls on both.
     """
 
     def __init__(self, context_length: int, hidden: int = 256, features: int = 512, dropout: float = 0.1) -> None:
         super().__init__()
         self.out_features = features + hidden
-        self.kernel = min(25, context_length - 1 + context_length % 2)  # an odd window that fits the context
         self.seasonal, self.trend = nn.Linear(context_length, hidden), nn.Linear(context_length, hidden)
         self.linear = nn.Linear(hidden, features)
         self.branch = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout))
@@ -63,8 +72,7 @@ class LinearEncoder(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         """Map ``context`` (B, T, L) to ``state`` (B, T, features + hidden)."""
-        pad = self.kernel // 2
-        smooth = F.avg_pool1d(F.pad(context, (pad, pad), mode="replicate"), self.kernel, 1)
+        smooth = moving_average(context)
         linear = self.linear(self.seasonal(context - smooth) + self.trend(smooth))
         linear = self.dropout(linear / math.sqrt(self.linear.out_features))  # so Adam's steps stay small on this path
         return torch.cat([linear, self.branch(4 * linear)], -1)

@@ -1,5 +1,6 @@
 """Small data and small models that the tests share."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyro
 import pytest
 import torch
 
+from eve_pyro import cli
 from eve_pyro.data import Panel, Splits, make_windows
 from eve_pyro.guides import ContextMeanField, FutureAware, PointGuide
 from eve_pyro.likelihoods import FactorReadout, NormalReadout, StudentTReadout
@@ -31,6 +33,20 @@ def _fresh_state():
         torch.manual_seed(0)
         yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line with some arguments; return its exit code, output and errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eve-pyro", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 import multiprocessing
 import shlex
 import shutil
-import sys
 
 import pandas as pd
 import pytest
 from conftest import make_panel
 
-from eve_pyro import cli
 from eve_pyro.bench import accuracy
 from eve_pyro.bench.accuracy import Plan, run_accuracy
 from eve_pyro.bench.lineup import MODELS
@@ -150,18 +148,6 @@ def test_processes_that_write_into_one_table_lose_no_row(tmp_path):
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert len(read_rows(table)) == len(read_rows(table).drop_duplicates(["model", "seed"])) == 24
     assert not list(tmp_path.glob("*.part"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eve-pyro", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return call
 
 
 TINY = ["--units", 4, "--hidden", 8, "--features", 12, "--batch-size", 64, "--epochs", 1, "--no-progress", "--draws", 4]

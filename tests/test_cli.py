@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -33,18 +32,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     frame_of(make_panel(300, 2)).to_csv("data.csv", index=False)
     return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eve-pyro", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return call
 
 
 def test_fit_evaluate_forecast(here, run):

@@ -11,7 +11,6 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from eve_pyro.distributions import rescaled
 from eve_pyro.distributions.integrated import IntegratedFactor
@@ -20,6 +19,7 @@ from eve_pyro.distributions.quantiles import Quantiles
 from eve_pyro.infer.predictive import forecast_latents, forecast_trace, joint, observation
 from eve_pyro.likelihoods import FactorReadout, bounded_scale
 from eve_pyro.models.forecaster import Encoder, Norm
+from eve_pyro.nets import moving_average
 from eve_pyro.neuron import EveLayer
 from eve_pyro.priors import StandardPrior
 from eve_pyro.protocols import OBSERVED, WINDOWS, Guide, Model
@@ -103,14 +103,14 @@ class DLinear(nn.Module):
 
     def __init__(self, context_length: int, horizon: int, kernel: int = 25) -> None:
         super().__init__()
-        self.kernel = min(kernel, context_length - 1 + context_length % 2)
+        self.kernel = kernel
         self.seasonal, self.trend = nn.Linear(context_length, horizon), nn.Linear(context_length, horizon)
         self.raw_scale = nn.Parameter(torch.zeros(horizon))
 
     def forward(self, context: Tensor, future: Tensor | None = None) -> Tensor:
         """Run the program, observing ``future`` (B, H) if given."""
-        last, pad = context[:, -1:], self.kernel // 2
-        smooth = F.avg_pool1d(F.pad(last, (pad, pad), mode="replicate"), self.kernel, 1)
+        last = context[:, -1:]
+        smooth = moving_average(last, self.kernel)
         loc = self.seasonal(last - smooth) + self.trend(smooth)
         scale = bounded_scale(self.raw_scale).expand_as(loc)
         return observe(dist.Normal(loc, scale, validate_args=False).to_event(1), future)

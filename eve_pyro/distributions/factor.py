@@ -151,18 +151,15 @@ def patches_of(horizon: int, num_patches: int, device: torch.device) -> Tensor:
 def rescaled(fn: TorchDistribution, loc: Tensor, scale: Tensor) -> TorchDistribution:
     """Return the distribution of ``loc + scale * y`` for y ~ ``fn``, its Jacobian in the log density.
 
-    ``loc`` and ``scale`` broadcast against y. Location-scale families come back as themselves; anything else as a
-    transformed distribution.
+    ``loc`` and ``scale`` broadcast against y. Location-scale families come back as themselves, and so does a
+    distribution with a method ``rescaled(loc, scale)``; anything else as a transformed distribution.
     """
+    if hasattr(fn, "rescaled"):
+        return fn.rescaled(loc, scale)
     # Expanded by hand: the transform counts the Jacobian of the scale's own shape, not of the event it broadcasts to.
     shape = torch.broadcast_shapes(loc.shape, scale.shape, fn.event_shape)
     affine = T.AffineTransform(loc.expand(shape), scale.expand(shape), event_dim=fn.event_dim)
     return dist.TransformedDistribution(fn, affine)
-
-
-@rescaled.register
-def _(fn: FactorNormal, loc: Tensor, scale: Tensor) -> TorchDistribution:
-    return fn.rescaled(loc, scale)
 
 
 @rescaled.register

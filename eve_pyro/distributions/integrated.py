@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from eve_pyro.distributions.factor import FactorNormal, rescaled
+from eve_pyro.distributions.factor import FactorNormal
 
 
 class IntegratedFactor(TorchDistribution):
@@ -82,8 +82,3 @@ class IntegratedFactor(TorchDistribution):
     def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution:
         """Return the distribution itself."""
         return self
-
-
-@rescaled.register
-def _(fn: IntegratedFactor, loc: Tensor, scale: Tensor) -> TorchDistribution:
-    return fn.rescaled(loc, scale)

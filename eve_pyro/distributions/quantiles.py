@@ -8,8 +8,6 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from eve_pyro.distributions.factor import rescaled
-
 
 class Quantiles(TorchDistribution):
     """The ``quantiles`` (..., H, Q) of H values at rising ``levels``: batch (...), event (H,).
@@ -68,8 +66,3 @@ class Quantiles(TorchDistribution):
     def mean(self) -> Tensor:
         """The mean of the quantiles, (..., H): that of the distribution where levels are evenly spaced."""
         return self.quantiles.mean(-1)
-
-
-@rescaled.register
-def _(fn: Quantiles, loc: Tensor, scale: Tensor) -> TorchDistribution:
-    return fn.rescaled(loc, scale)

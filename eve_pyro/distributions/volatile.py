@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from eve_pyro.distributions.factor import FactorNormal, rescaled
+from eve_pyro.distributions.factor import FactorNormal
 
 
 class VolatileFactor(TorchDistribution):
@@ -170,8 +170,3 @@ def _(fn: dist.Independent, volatility: Tensor, site: str) -> TorchDistribution:
     if not isinstance(base, dist.Normal):
         return volatile.dispatch(object)(base, volatility, site)
     return dist.Normal(base.loc, base.scale * volatility.rsqrt(), validate_args=False).to_event(1)
-
-
-@rescaled.register
-def _(fn: VolatileFactor, loc: Tensor, scale: Tensor) -> TorchDistribution:
-    return fn.rescaled(loc, scale)
