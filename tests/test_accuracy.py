@@ -3,6 +3,7 @@
 import multiprocessing
 import shlex
 import shutil
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from eve_pyro.bench.accuracy import Plan, run_accuracy
 from eve_pyro.bench.lineup import MODELS
 from eve_pyro.bench.rows import Job, read_rows, run_jobs
 from eve_pyro.cli_accuracy import MODELS as SHOWN
+from eve_pyro.config import load_recipe
 from eve_pyro.infer.scores import KEYS
 
 SMALL = {"units": 4, "hidden": 8, "features": 12, "batch_size": 64, "epochs": 1, "progress": False}
@@ -55,6 +57,17 @@ def test_a_row_a_run_at_the_context_the_twin_chooses(data, tmp_path, monkeypatch
     monkeypatch.setattr(accuracy, "_run_model", fail)
     again = run_accuracy(plan(data, contexts=(12, 24, 500)), tmp_path / "out", said.append)
     pd.testing.assert_frame_equal(again, rows)
+
+
+@pytest.mark.parametrize("name", ["exchange_rate", "national_illness", "ILI", "ETTh1"])
+def test_a_set_has_options_of_its_own_that_the_command_overrides(tmp_path, name):
+    plan = partial(Plan, tmp_path, (name,))  # no file is read
+    own, recipe = plan().config(name, 24, 36), load_recipe("factor")
+    small = name != "ETTh1"
+    assert (own.objective.alpha < recipe.objective.alpha) == small
+    assert (own.training.epochs > recipe.training.epochs) == (name in ("national_illness", "ILI"))
+    named = plan(overrides={"alpha": 0.7, "epochs": 3}).config(name, 24, 36)
+    assert (named.objective.alpha, named.training.epochs) == (0.7, 3)
 
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(data, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from eve_pyro.bench.lineup import MODELS, TRAINED, build_pair, config_of, train
 from eve_pyro.bench.peers import PEERS, peer_row
 from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row
 from eve_pyro.bench.rows import Job, Say, read_rows, run_jobs
-from eve_pyro.bench.sets import DataSet, default_contexts, default_epochs, default_horizons, find_set, load_set
+from eve_pyro.bench.sets import DataSet, default_contexts, default_horizons, default_options, find_set, load_set
 from eve_pyro.bench.trials import fingerprint, settings_of
 from eve_pyro.config import Config, load_recipe
 from eve_pyro.data import Panel, standard_split
@@ -76,9 +76,8 @@ class Plan:
     def config(self, name: str, horizon: int, context: int, seed: int = 0) -> Config:
         """Return the configuration of a run on the set ``name``; what ``overrides`` do not name is the set's own."""
         split = {"rows": rows} if (rows := standard_split(name).rows) else {}
-        epochs = {"epochs": count} if (count := default_epochs(name)) else {}
         fixed = {"horizon": horizon, "context_length": context, "seed": seed}
-        return load_recipe(self.recipe, {**epochs, **(self.overrides or {}), **split, **fixed})
+        return load_recipe(self.recipe, {**default_options(name), **(self.overrides or {}), **split, **fixed})
 
 
 @dataclass(frozen=True)
