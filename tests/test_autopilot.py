@@ -79,7 +79,7 @@ def test_options_at_odds_are_refused_before_anything_is_written(data, tmp_path):
 def test_a_study_accounts_for_every_trial_once_and_repeats(data, done, tmp_path):
     _, board, table = done
     assert sorted(table["trial"]) == list(range(6))
-    assert list(table["epochs"]) == [3, 3, 1, 1, 1, 1]
+    assert list(table["epochs"]) == [3, 3, 3, 1, 1, 1]
     assert list(table["seeds"]) == [2, 2, 1, 1, 1, 1]
     states = Counter(trial.state.name for trial in board.storage.get_all_trials(board.study_id))
     assert states == {"COMPLETE": len(board.setup.plan.slots)}
@@ -132,7 +132,7 @@ def test_another_setup_data_or_version_is_refused_and_the_study_stays(data, done
     assert (folder / "study.log").read_bytes() == before
     storage = optuna.storages.RDBStorage(url := f"sqlite:///{tmp_path}/old.db")
     for name, attrs, message in (
-        ("old", {"version": 0}, "is of version 0; this is version 1"),
+        ("old", {"version": 0}, "is of version 0; this is version 2"),
         ("alien", {}, "is none of autopilot's"),
     ):
         storage.set_study_user_attr(
@@ -184,7 +184,7 @@ def test_lost_twice_a_training_is_given_up_and_one_that_diverges_is_dropped(data
     assert table.loc[1, "why"] == f"failed: {LOST}"
     assert table.loc[2, "why"] == "failed: the loss was not finite at step 1"
     states = Counter(trial.state.name for trial in board.storage.get_all_trials(board.study_id))
-    assert states == {"COMPLETE": 8, "FAIL": 2, "PRUNED": 1}
+    assert states == {"COMPLETE": 9, "FAIL": 2, "PRUNED": 1}
 
 
 def test_a_silent_worker_of_another_host_is_given_up_after_the_grace(data, tmp_path, monkeypatch):

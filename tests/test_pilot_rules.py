@@ -68,12 +68,22 @@ def test_an_objective_that_is_no_number_is_the_worst(tmp_path, storage):
 
 def test_the_plan_promotes_by_gates_then_penalty_then_score():
     shown = {0: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 3: figures(0.4), 4: figures(0.2, 0.3)}
-    assert Plan(8, 9).order(shown, final=False) == [0, 3, 1, 4, 2]
-    assert Plan(8, 9, prune="signals").order(shown, final=False) == [0, 3, 1, 4, 2]
-    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, final=False)[0] == 2
-    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, final=True)[0] == 0
+    assert Plan(8, 9).order(shown, stage=1) == [0, 3, 1, 4, 2]
+    assert Plan(8, 9, prune="signals").order(shown, stage=1) == [0, 3, 1, 4, 2]
+    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, stage=1)[0] == 2
+    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, stage=2)[0] == 0
     two = Plan(8, 9, objectives=("crps", "seconds"))
-    assert two.order({0: figures(1, seconds=3), 1: figures(2, seconds=4), 2: figures(3, seconds=1)}, True) == [0, 2, 1]
+    assert two.order({0: figures(1, seconds=3), 1: figures(2, seconds=4), 2: figures(3, seconds=1)}, 2) == [0, 2, 1]
+
+
+def test_no_gate_stands_in_the_first_of_several_rungs():
+    shown = {0: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 3: figures(0.4)}
+    assert Plan(8, 9).order(shown, stage=0) == [2, 1, 0, 3]
+    assert Plan(8, 9, full=True).order(shown, stage=0) == [0, 3, 1, 2]
+    both = Plan(8, 9, prune="both")
+    shown = {0: figures(0.3, 0.9), 1: figures(0.1, 0.4), 2: figures(0.2, 0.3)}  # ranks 3 + 1, 1 + 2, 2 + 3
+    assert both.order(shown, stage=0) == [1, 0, 2]
+    assert both.order(shown, stage=1) == [0, 1, 2]
 
 
 def shown(crps, **more):
@@ -91,15 +101,16 @@ def whys(plan, stages):
 
 def test_why_a_trial_lost_is_what_it_was_ranked_by():
     first = [
-        (0, shown(0.3)),
+        (0, shown(0.2)),
         (1, shown(0.4, kl_drift=0.05)),
-        (2, shown(0.2, kl_drift=0.9, out_of_band=0.2, not_living=0.2)),
+        (2, shown(0.25, kl_drift=0.9, out_of_band=0.2, not_living=0.2)),
+        (3, shown(0.3)),
     ]
-    last = [(0, shown(0.3)), (1, shown(0.4))]
-    why = whys(Plan(3, 2, reduction=2, seeds=1, prune="both"), [first, last])
+    last = [(0, shown(0.3)), (1, shown(0.4)), (3, shown(0.5))]
+    why = whys(Plan(4, 2, reduction=2, seeds=1, prune="both"), [first, last])
     assert why[2].endswith(
-        "3 of 3: validation crps 0.2000, out of band 0.2000, not living 0.2000, kl drift 0.9000; "
-        "the last to go on had crps 0.4000, out of band 0.1000, not living 0.1000, kl drift 0.0500"
+        "4 of 4: validation crps 0.2500, out of band 0.2000, not living 0.2000, kl drift 0.9000; "
+        "the last to go on had crps 0.3000, out of band 0.1000, not living 0.1000, kl drift 0.1000"
     )
     assert why[1] == "validation crps 0.4000; the winner had crps 0.3000"
     swift = [(0, shown(0.3)), (1, shown(0.2, seconds=9.0, coverage_90=0.5)), (2, shown(0.4, seconds=5.0))]
@@ -120,8 +131,8 @@ def test_who_is_no_finalist_is_held_against_the_last_one_at_the_same_seed():
 
 def test_the_default_plan_takes_less_than_a_third_of_the_steps():
     plan = Plan(40, 9)
-    assert plan.stages == [Stage(1, 40), Stage(3, 10), Stage(9, 2), Stage(9, 2, (1, 2))]
-    assert 40 * 1 + 10 * 2 + 2 * 6 + 2 * 2 * 9 < 40 * 9 / 3
+    assert plan.stages == [Stage(1, 40), Stage(3, 10), Stage(9, 3), Stage(9, 2, (1, 2))]
+    assert 40 * 1 + 10 * 2 + 3 * 6 + 2 * 2 * 9 < 40 * 9 / 3
     assert Plan(5, 9, full=True, seeds=1).stages == [Stage(9, 5)]
     assert Plan(4, 1).stages == [Stage(1, 4), Stage(1, 2, (1, 2))]
 
@@ -144,13 +155,25 @@ def test_plans_without_sense_are_refused(plan, message):
 def test_draws_depend_on_seed_and_number_alone_and_stay_inside():
     base = load_recipe("factor", SMALL)
     space = parse_space(SPACE, base, "space.toml")
-    drawn = [space.draw(base, 0, number) for number in range(200)]
-    assert drawn[7] == space.draw(base, 0, 7) != space.draw(base, 1, 7)
+    drawn = [space.draw(base, 0, number) for number in range(1, 200)]
+    assert drawn[6] == space.draw(base, 0, 7) != space.draw(base, 1, 7)
     assert {each["units"] for each in drawn} == {3, 4, 5, 6}
     assert all(1e-3 <= each["learning_rate"] <= 1e-2 for each in drawn)
     assert all(("eta" in each) == (each["regime"] == "homeostasis") for each in drawn)
     rates = np.log10([each["learning_rate"] for each in drawn])
     assert abs(rates.mean() + 2.5) < 0.1  # evenly in logs
+
+
+def test_the_first_trial_is_the_recipe_or_what_the_space_has_nearest_to_it():
+    base = load_recipe("factor", {"units": 100, "learning_rate": 0.5, "beta": 1.0})
+    space = """
+        [units]\nvalues = [16, 64, 128]\n[learning_rate]\nlow = 1e-3\nhigh = 1e-2\n[latent_dim]\nlow = 3\nhigh = 8
+        [guide]\nvalues = ["conjugate", "context"]\n[regime]\nvalues = ["homeostasis", "penalty"]\n[beta]
+        values = [0.1, 1.0]\n[eta]\nlow = 0.05\nhigh = 0.5\nwhen = { regime = ["penalty"] }"""
+    own = {"units": 128, "learning_rate": 0.01, "latent_dim": 3, "guide": "conjugate", "regime": "homeostasis"}
+    parsed = parse_space(space.replace("        ", ""), base, "space.toml")
+    for seed in (0, 1):
+        assert parsed.draw(base, seed, 0) == own | {"beta": 1.0}
 
 
 @pytest.mark.parametrize("recipe", ["factor", "conditional", "paper", "trajectory"])

@@ -101,7 +101,7 @@ class Board:
     def ranking(self, stage: int, outcomes: Mapping[int, Outcome]) -> list[int]:
         """Return the trials of a stage of one seed, best first, without those that have no figures."""
         figures = {each.trial: each.figures for each in outcomes.values() if each.figures is not None}
-        return self.setup.plan.order(figures, final=stage == len(self.setup.plan.rungs) - 1)
+        return self.setup.plan.order(figures, stage)
 
     def claim(self, view: "View") -> Job | None:
         """Take the first training that waits and is known to be wanted; None where there is none just now."""

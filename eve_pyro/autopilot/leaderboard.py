@@ -41,7 +41,7 @@ class Leaderboard:
         last = {
             trial: mean(figures) for trial, (stage, figures) in self.reached.items() if stage == len(plan.stages) - 1
         }
-        order = plan.order(last, final=True)
+        order = plan.order(last, len(plan.stages) - 1)
         for stage in reversed(range(len(plan.rungs))):
             order += [trial for trial in self._ranking(stage) if trial not in order]
         return order + [trial for trial in range(plan.budget) if trial not in order]
@@ -74,16 +74,16 @@ class Leaderboard:
         if self._failure(trial):
             return f"failed after {epochs} of {plan.epochs} epochs: {self._failure(trial)}"
         if stage == len(plan.stages) - 1:
-            return _beaten(found, mean(self.reached[first][1]), "the winner", plan.objectives)
+            return _beaten(found, mean(self.reached[first][1]), "the winner", plan.objectives, True)
         ranked = self._ranking(stage)
         on = ranked[min(len(ranked), plan.stages[stage + 1].trials) - 1]
         where = f"dropped at {epochs} of {plan.epochs} epochs, {ranked.index(trial) + 1} of {len(ranked)}"
-        pruned = plan.prune if stage < len(plan.rungs) - 1 else "score"
+        pruned = plan.pruned_by(stage)
         if pruned == "signals":
             return f"{where}: {_shown(found, SIGNALS)}"
         names = (*plan.objectives, *SIGNALS) if pruned == "both" else plan.objectives
         by_trial = {each.trial: each.figures for each in self.view.stages[stage].values() if each.figures is not None}
-        return f"{where}: {_beaten(found, by_trial[on], 'the last to go on', names)}"
+        return f"{where}: {_beaten(found, by_trial[on], 'the last to go on', names, plan.gated(stage))}"
 
 
 def mean(figures: list[Figures]) -> dict[str, float]:
@@ -92,10 +92,10 @@ def mean(figures: list[Figures]) -> dict[str, float]:
     return {name: sum(each[name] for each in figures) / len(figures) for name in names}
 
 
-def _beaten(found: Figures, other: Figures, name: str, compared: Sequence[str]) -> str:
-    if not is_valid(found):
+def _beaten(found: Figures, other: Figures, name: str, compared: Sequence[str], gated: bool) -> str:
+    if gated and not is_valid(found):
         return f"invalid: {why_invalid(found)}"
-    if penalty(found) > penalty(other):
+    if gated and penalty(found) > penalty(other):
         return f"inside mass {found['inside_mass']:.2f}, {name} had {other['inside_mass']:.2f}"
     return f"validation {_shown(found, compared)}; {name} had {_shown(other, compared)}"
 

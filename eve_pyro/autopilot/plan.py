@@ -10,7 +10,8 @@ from eve_pyro.autopilot.pareto import check_objectives, fronts, values_of
 
 GROWTH = 3  # epochs of a rung, over those of the rung before
 RUNGS = 3
-FINALISTS = 2  # at the least, and of these many the last rung has several seeds
+FINISHERS = 3  # trained to the end, at the least
+FINALISTS = 2  # of these many the last rung has several seeds
 SIGNALS = ("out_of_band", "not_living", "kl_drift")
 Prune = Literal["score", "signals", "both"]
 
@@ -38,9 +39,9 @@ class Plan:
     """How ``budget`` trials become a winner.
 
     Successive halving trains them for a ninth of their ``epochs``, one in ``reduction`` for a third, one in that many
-    of these to the end; ``full`` trains all of them to the end. The best two are then trained with ``seeds`` seeds in
-    all and ranked by the mean. ``prune`` says what trials are promoted by: the validation ``score``, the units'
-    ``signals``, or ``both``; with several ``objectives`` they are promoted by their fronts.
+    of these, and three at the least, to the end; ``full`` trains all of them to the end. The best two are then trained
+    with ``seeds`` seeds in all and ranked by the mean. ``prune`` says what trials are promoted by: the validation
+    ``score``, the units' ``signals``, or ``both``; with several ``objectives`` they are promoted by their fronts.
     """
 
     budget: int
@@ -75,7 +76,7 @@ class Plan:
         else:
             epochs = [max(1, round(self.epochs / GROWTH**left)) for left in reversed(range(RUNGS))]
             lengths = sorted(set(epochs))
-            sizes = [max(FINALISTS, self.budget // self.reduction**rung) for rung in range(len(lengths))]
+            sizes = [max(FINISHERS, self.budget // self.reduction**rung) for rung in range(len(lengths))]
             rungs = [Stage(length, min(size, self.budget)) for length, size in zip(lengths, sizes, strict=True)]
         if self.seeds == 1:
             return rungs
@@ -96,10 +97,21 @@ class Plan:
         """The stages that train one seed."""
         return [stage for stage in self.stages if stage.seeds == (0,)]
 
-    def order(self, figures: Mapping[int, Figures], final: bool) -> list[int]:
+    def pruned_by(self, stage: int) -> Prune:
+        """Return what a stage promotes by; the last rung and what follows it always by score."""
+        return self.prune if stage < len(self.rungs) - 1 else "score"
+
+    def gated(self, stage: int) -> bool:
+        """Say whether constraints come first in a stage: not in the first of several rungs, where the regimes have
+        hardly begun to act, and never where signals alone decide.
+        """
+        first = stage == 0 < len(self.rungs) - 1
+        return not first and self.pruned_by(stage) != "signals"
+
+    def order(self, figures: Mapping[int, Figures], stage: int) -> list[int]:
         """Return trial numbers, best first, by what they showed in a stage.
 
-        By score, and always at the end: valid ones first, then by penalty, then by validation CRPS or, with several
+        Valid ones first and then by penalty, where the stage is ``gated``; then by validation CRPS or, with several
         objectives, by front. By signals: by the mean rank over the three signals alone.
         """
         numbers = sorted(figures)
@@ -108,13 +120,9 @@ class Plan:
         keys: dict[int, tuple[float, ...]] = {}
         both = mean_ranks(by_signals)
         for place, number in enumerate(numbers):
-            gates = tuple(map(float, selection_key(figures[number])))
-            if final or self.prune == "score":
-                keys[number] = (*gates, by_score[place], number)
-            elif self.prune == "both":
-                keys[number] = (*gates, both[place], number)
-            else:
-                keys[number] = (by_signals[0][place], number)
+            gates = tuple(map(float, selection_key(figures[number]))) if self.gated(stage) else ()
+            ranked = {"score": by_score, "signals": by_signals[0], "both": both}[self.pruned_by(stage)]
+            keys[number] = (*gates, ranked[place], number)
         return sorted(numbers, key=keys.__getitem__)
 
     def _scores(self, figures: Sequence[Figures]) -> Sequence[float]:

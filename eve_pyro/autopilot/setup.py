@@ -12,7 +12,7 @@ from eve_pyro.bench.trials import fingerprint, rehearse
 from eve_pyro.config import Config, check, to_toml
 from eve_pyro.data import Panel
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,15 @@ class Space:
     def draw(self, base: Config, seed: int, number: int) -> dict[str, Value]:
         """Return the options of trial ``number``: they depend on ``seed`` and number alone, not on who asks when.
 
-        Options whose condition ``base`` and the drawn ones do not meet are left out.
+        Trial 0 is ``base`` itself, or what the space has nearest to it. Options whose condition ``base`` and the drawn
+        ones do not meet are left out.
         """
         known, drawn = flat(base), {}
         for place, (name, entry) in enumerate(self.entries.items()):
-            value = _drawn(entry, kind_of(name), np.random.default_rng([seed, number, place]))
+            if number == 0:
+                value = _nearest(entry, known[name])
+            else:
+                value = _drawn(entry, kind_of(name), np.random.default_rng([seed, number, place]))
             if all(known[other] in wanted for other, wanted in (entry.when or {}).items()):
                 known[name] = drawn[name] = value
         return drawn
@@ -161,6 +165,16 @@ def _check_range(entry: Entry, kind: Any) -> None:
         raise ValueError(f"in logs low must be positive, not {entry.low:g}")
     if kind is int and (entry.low != int(entry.low) or entry.high != int(entry.high)):
         raise ValueError("it takes whole numbers")
+
+
+def _nearest(entry: Entry, own: Any) -> Value:
+    """Return the recipe's ``own`` value, or the number nearest to it; of names, which know no distance, the first."""
+    if entry.values is None:
+        nearest: Value = type(own)(min(max(own, entry.low), entry.high))
+        return nearest
+    if own in entry.values or not all(type(value) in (int, float) for value in (own, *entry.values)):
+        return own if own in entry.values else entry.values[0]
+    return min(entry.values, key=lambda value: abs(float(value) - own))
 
 
 def _drawn(entry: Entry, kind: Any, rng: np.random.Generator) -> Value:
