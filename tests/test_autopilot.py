@@ -287,7 +287,7 @@ def test_without_a_valid_trial_the_least_bad_is_shown_with_its_gate(here, monkey
     assert call(monkeypatch, "autopilot", "data.csv", *flags, "--out", "off") == 0
     out = capsys.readouterr().out
     assert "No trial is valid. The least bad is trial" in out
-    assert "inside mass 0.00 < 0.50, missed by 0.50" in out
+    assert "inside mass 0.000 < 0.50, missed by 0.500" in out
     assert "the least bad, invalid: inside mass 0.00" in pd.read_csv("off/leaderboard.csv")["why"].iloc[0]
 
 

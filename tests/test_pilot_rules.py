@@ -33,7 +33,7 @@ def test_gates_by_hand():
     high = {"too_high": 0.30, "too_low": 0.0, "inside_mass": 0.70}
     assert not is_valid(high)
     assert penalty(high) == pytest.approx(0.2)
-    assert why_invalid(high) == "too-high share 0.30 > 0.12, missed by 0.18"
+    assert why_invalid(high) == "too-high share 0.300 > 0.12, missed by 0.180"
     low = {"too_high": 0.0, "too_low": 0.49, "inside_mass": 0.51}
     assert gate_margins(low) == pytest.approx({"too-high share": -0.12, "inside mass": -0.01, "too-low share": 0.01})
     assert not is_valid(low)

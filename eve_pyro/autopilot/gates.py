@@ -48,7 +48,7 @@ def why_invalid(figures: Figures) -> str:
         "too-low share": (figures["too_low"], f"> {MOST_TOO_LOW:.2f}, inside < {UNLESS_INSIDE:.2f}"),
     }
     failed = [(gate, *limits[gate], by) for gate, by in gate_margins(figures).items() if by > 1e-9]
-    return "; ".join(f"{gate} {value:.2f} {limit}, missed by {by:.2f}" for gate, value, limit, by in failed)
+    return "; ".join(f"{gate} {value:.3f} {limit}, missed by {by:.3f}" for gate, value, limit, by in failed)
 
 
 def selection_key(figures: Figures) -> tuple[bool, float]:

@@ -43,9 +43,8 @@ def default_contexts(name: str) -> tuple[int, ...]:
 def default_options(name: str) -> dict[str, Any]:
     """Return the options of the recipe that suit a set better, by name.
 
-    Illness has 16 batches: 15 passes give it enough steps. The weight ``alpha`` is the one of 0.1, 0.25 and 0.5 with
-    the lowest validation CRPS at the set's shortest horizon (seed 0): the fewer paths a set has to learn the dependence
-    from, the less its joint density should say about locations.
+    Illness has 16 batches: 15 passes give it enough steps. Where rows are few, so are the paths that the dependence is
+    learned from, and the joint density should say less about locations: a smaller weight ``alpha``.
     """
     return dict(OPTIONS.get(name.lower(), {}))
 
