@@ -1,6 +1,7 @@
 """The factor normal, whose units carry dependence and whose marginals do not pay, and how likelihoods are rescaled."""
 
 from collections.abc import Mapping
+from copy import copy
 from functools import singledispatch
 from typing import Any, ClassVar
 
@@ -56,9 +57,9 @@ class FactorNormal(TorchDistribution):
         self.site, self.pool_weight = site, pool_weight
         self.patch = patches_of(loadings.shape[-2], activity.shape[-2], loadings.device)
         self.noise = (1 + self._read(gain.square(), loadings.square())).rsqrt()  # k, (B, 1, H)
-        shift = self.noise * self._read(gain * activity, loadings)  # B a, (..., B, 1, H)
-        self.conditional = dist.Normal(loc + scale * shift, scale * self.noise, validate_args=False).to_event(1)
-        super().__init__(self.conditional.batch_shape, self.conditional.event_shape, validate_args=validate_args)
+        self.shift = self.noise * self._read(gain * activity, loadings)  # B a, (..., B, 1, H)
+        shape = torch.broadcast_shapes(loc.shape, scale.shape, self.shift.shape)
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FactorNormal":
         """Return the distribution with ``activity`` expanded, so that the batch shape is ``batch_shape``."""
@@ -68,13 +69,17 @@ class FactorNormal(TorchDistribution):
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
         """Return the distribution of ``loc + scale * y``: dependence has no units, so the loadings stay."""
-        fields = loc + scale * self.loc, scale * self.scale, self.loadings, self.gain, self.activity
-        return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
+        return self._moved(loc + scale * self.loc, scale * self.scale)
 
     def stretched(self, factor: Tensor) -> "FactorNormal":
         """Return the distribution with its scale multiplied by ``factor``, which broadcasts to (..., B, 1, H)."""
-        fields = self.loc, self.scale * factor, self.loadings, self.gain, self.activity
-        return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
+        return self._moved(self.loc, self.scale * factor)
+
+    @property
+    def conditional(self) -> dist.Independent:
+        """The normals p(y_h | z): batch (..., B, 1), event (H,)."""
+        loc, scale = self.loc + self.scale * self.shift, self.scale * self.noise
+        return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw y given the activity, reparameterised."""
@@ -122,9 +127,18 @@ class FactorNormal(TorchDistribution):
         covariance = factor @ factor.mT + torch.diag_embed(noise.square())
         return DenseNormal(loc, covariance, validate_args=False)
 
+    def _moved(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
+        """Return the distribution with another location and scale; what units and loadings say is not read again."""
+        moved = copy(self)
+        moved.loc, moved.scale = loc, scale
+        moved._batch_shape = torch.broadcast_shapes(loc.shape, scale.shape, self.shift.shape)[:-1]
+        return moved
+
     def _read(self, weights: Tensor, loadings: Tensor) -> Tensor:
         """Return sum_n loadings_hn weights_pn for every step h and its patch p: (..., P, N) -> (..., 1, H)."""
         by_patch = weights @ loadings.mT  # (..., P, H)
+        if by_patch.shape[-2] == 1:
+            return by_patch
         steps = torch.arange(by_patch.shape[-1], device=by_patch.device)
         return by_patch[..., self.patch, steps].unsqueeze(-2)
 

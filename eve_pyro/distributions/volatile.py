@@ -29,8 +29,8 @@ class VolatileFactor(TorchDistribution):
 
     def __init__(self, factor: FactorNormal, volatility: Tensor, site: str) -> None:
         self.factor, self.volatility, self.site = factor, volatility, site
-        self.conditional = factor.stretched(volatility.rsqrt()).conditional
-        super().__init__(self.conditional.batch_shape, self.conditional.event_shape, validate_args=False)
+        shape = torch.broadcast_shapes(factor.batch_shape, volatility.shape[:-1])
+        super().__init__(shape, factor.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "VolatileFactor":
         """Return the distribution with its activities expanded, so that the batch shape is ``batch_shape``."""
@@ -40,6 +40,11 @@ class VolatileFactor(TorchDistribution):
     def rescaled(self, loc: Tensor, scale: Tensor) -> "VolatileFactor":
         """Return the distribution of ``loc + scale * y``."""
         return VolatileFactor(self.factor.rescaled(loc, scale), self.volatility, self.site)
+
+    @property
+    def conditional(self) -> dist.Independent:
+        """The normals p(y_h | z, v): batch (..., B, 1), event (H,)."""
+        return self.factor.stretched(self.volatility.rsqrt()).conditional
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw y given the activities, reparameterised."""
