@@ -67,23 +67,31 @@ def test_an_objective_that_is_no_number_is_the_worst(tmp_path, storage):
 
 
 def test_the_plan_promotes_by_gates_then_penalty_then_score():
-    shown = {0: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 3: figures(0.4), 4: figures(0.2, 0.3)}
-    assert Plan(8, 9).order(shown, stage=1) == [0, 3, 1, 4, 2]
-    assert Plan(8, 9, prune="signals").order(shown, stage=1) == [0, 3, 1, 4, 2]
+    shown = {5: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 6: figures(0.4), 4: figures(0.2, 0.3)}
+    assert Plan(8, 9).order(shown, stage=1) == [5, 6, 1, 4, 2]
+    assert Plan(8, 9, prune="signals").order(shown, stage=1) == [5, 6, 1, 4, 2]
     assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, stage=1)[0] == 2
-    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, stage=2)[0] == 0
+    assert Plan(8, 9, prune="signals").order(shown | {2: figures(9, 0.9)}, stage=2)[0] == 5
     two = Plan(8, 9, objectives=("crps", "seconds"))
     assert two.order({0: figures(1, seconds=3), 1: figures(2, seconds=4), 2: figures(3, seconds=1)}, 2) == [0, 2, 1]
 
 
 def test_no_gate_stands_in_the_first_of_several_rungs():
-    shown = {0: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 3: figures(0.4)}
-    assert Plan(8, 9).order(shown, stage=0) == [2, 1, 0, 3]
-    assert Plan(8, 9, full=True).order(shown, stage=0) == [0, 3, 1, 2]
+    shown = {5: figures(0.3), 1: figures(0.2, 0.6), 2: figures(0.1, 0.2), 6: figures(0.4)}
+    assert Plan(8, 9).order(shown, stage=0) == [2, 1, 5, 6]
+    assert Plan(8, 9, full=True).order(shown, stage=0) == [5, 6, 1, 2]
     both = Plan(8, 9, prune="both")
-    shown = {0: figures(0.3, 0.9), 1: figures(0.1, 0.4), 2: figures(0.2, 0.3)}  # ranks 3 + 1, 1 + 2, 2 + 3
-    assert both.order(shown, stage=0) == [1, 0, 2]
-    assert both.order(shown, stage=1) == [0, 1, 2]
+    shown = {3: figures(0.3, 0.9), 1: figures(0.1, 0.4), 2: figures(0.2, 0.3)}  # ranks 3 + 1, 1 + 2, 2 + 3
+    assert both.order(shown, stage=0) == [1, 3, 2]
+    assert both.order(shown, stage=1) == [3, 1, 2]
+
+
+@pytest.mark.parametrize("prune", ["score", "signals", "both"])
+def test_the_recipe_goes_on_to_the_end_and_has_no_favour_there(prune):
+    shown = {0: figures(0.9, 0.1), 1: figures(0.2), 2: figures(0.1, 0.9)}
+    plan = Plan(8, 9, prune=prune)
+    assert [plan.order(shown, stage)[0] for stage in range(3)] == [0, 0, 2]
+    assert plan.order(shown, stage=3) == [2, 1, 0]
 
 
 def shown(crps, **more):

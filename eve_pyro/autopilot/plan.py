@@ -12,6 +12,7 @@ GROWTH = 3  # epochs of a rung, over those of the rung before
 RUNGS = 3
 FINISHERS = 3  # trained to the end, at the least
 FINALISTS = 2  # of these many the last rung has several seeds
+RECIPE = 0  # the trial that stands for the recipe goes on to the end, for what the search finds to be held against
 SIGNALS = ("out_of_band", "not_living", "kl_drift")
 Prune = Literal["score", "signals", "both"]
 
@@ -39,9 +40,10 @@ class Plan:
     """How ``budget`` trials become a winner.
 
     Successive halving trains them for a ninth of their ``epochs``, one in ``reduction`` for a third, one in that many
-    of these, and three at the least, to the end; ``full`` trains all of them to the end. The best two are then trained
-    with ``seeds`` seeds in all and ranked by the mean. ``prune`` says what trials are promoted by: the validation
-    ``score``, the units' ``signals``, or ``both``; with several ``objectives`` they are promoted by their fronts.
+    of these, and three at the least, to the end, the recipe always among them; ``full`` trains all of them to the end.
+    The best two are then trained with ``seeds`` seeds in all and ranked by the mean. ``prune`` says what trials are
+    promoted by: the validation ``score``, the units' ``signals``, or ``both``; with several ``objectives`` they are
+    promoted by their fronts.
     """
 
     budget: int
@@ -112,7 +114,8 @@ class Plan:
         """Return trial numbers, best first, by what they showed in a stage.
 
         Valid ones first and then by penalty, where the stage is ``gated``; then by validation CRPS or, with several
-        objectives, by front. By signals: by the mean rank over the three signals alone.
+        objectives, by front. By signals: by the mean rank over the three signals alone. Trial 0, the recipe, goes
+        before all until the last rung.
         """
         numbers = sorted(figures)
         by_score = self._scores([figures[number] for number in numbers])
@@ -122,7 +125,8 @@ class Plan:
         for place, number in enumerate(numbers):
             gates = tuple(map(float, selection_key(figures[number]))) if self.gated(stage) else ()
             ranked = {"score": by_score, "signals": by_signals[0], "both": both}[self.pruned_by(stage)]
-            keys[number] = (*gates, ranked[place], number)
+            spared = number == RECIPE and stage < len(self.rungs) - 1
+            keys[number] = (not spared, *gates, ranked[place], number)
         return sorted(numbers, key=keys.__getitem__)
 
     def _scores(self, figures: Sequence[Figures]) -> Sequence[float]:

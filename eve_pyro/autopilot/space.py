@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from eve_pyro.autopilot.plan import RECIPE
 from eve_pyro.config import SECTIONS, Config, check
 from eve_pyro.infer.training import checked
 
@@ -57,7 +58,7 @@ class Space:
         """
         known, drawn = flat(base), {}
         for place, (name, entry) in enumerate(self.entries.items()):
-            if number == 0:
+            if number == RECIPE:
                 value = _nearest(entry, known[name])
             else:
                 value = _drawn(entry, kind_of(name), np.random.default_rng([seed, number, place]))
