@@ -11,6 +11,7 @@ Shapes, everywhere in the library:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -154,11 +155,13 @@ class UnitRows(NamedTuple):
 
     Scaling the rows of ``loc`` (N, ...) by c scales the unit's displacement from its prior by c, or moves it that way.
     ``log_scale`` (N, ...) is the parameter of its scale, or None where there is none of its own. A layer whose ``loc``
-    is empty is left alone: no band holds it.
+    is empty is left alone: no band holds it. ``reach`` is the largest energy that the units can have in the mean, where
+    something bounds it.
     """
 
     loc: tuple[Tensor, ...]
     log_scale: Tensor | None
+    reach: float = inf
 
 
 class Amortizable(Protocol):

@@ -52,11 +52,15 @@ class ConjugateHead(Head):
         return ConjugateUnits(self.layer.prior(state), information(self.model, evidence), self.layer.pool_weight)
 
     def rows(self) -> UnitRows:
-        """Return the loadings, by which a unit's energy grows without being proportional to their square."""
+        """Return the loadings, by which a unit's energy grows without being proportional to their square.
+
+        In prior deviations the exact means of all units have squares that sum to at most the number of steps they
+        explain: what loadings without end would give.
+        """
         rows = self.model.rows()
         if rows is None:
             raise ValueError("this readout names no rows that move the units: steer it by 'off' or 'penalty'")
-        return rows
+        return rows._replace(reach=self.model.surprise_size / (self.layer.num_units * self.layer.latent_dim))
 
 
 class ConjugateVolatility(ConjugateHead):

@@ -16,13 +16,19 @@ MAX_TRANSFER = 4.0  # between a unit's energies on validation and in training, e
 ENERGY_RATE = 0.05
 BETA_RANGE = (1e-6, 1e-2)  # on a likelihood averaged over the horizon: times H, in nats a window
 ROOM = 10.0
+REACHED = 1 / 3  # of the mean energy that units can reach, at most
 
 
-def make_band(steering: Steering, num_units: int) -> Band:
-    """Return the band that ``steering`` asks for."""
+def make_band(steering: Steering, num_units: int, reach: float = math.inf) -> Band:
+    """Return the band that ``steering`` asks for, lowered where its centres would ask for more than a third of
+    ``reach`` in the mean: pulled further up, rows grow without end and the energies do not follow.
+    """
     if steering.bands == "heterogeneous":
-        return heterogeneous_band(num_units, steering.target, steering.spread, steering.width)
-    return homogeneous_band(num_units, steering.target, steering.width)
+        band = heterogeneous_band(num_units, steering.target, steering.spread, steering.width)
+    else:
+        band = homogeneous_band(num_units, steering.target, steering.width)
+    lowered = min(1.0, REACHED * reach / float(band.centre.mean()))
+    return band.scaled(lowered, lowered)
 
 
 class LayerControl:
@@ -31,9 +37,9 @@ class LayerControl:
     Everything lives on the device of ``beta``.
     """
 
-    def __init__(self, steering: Steering, beta: Tensor, horizon: int) -> None:
-        self.steering, self.horizon = steering, horizon
-        self.calibration = BandCalibration(make_band(steering, len(beta)).to(beta.device))
+    def __init__(self, steering: Steering, beta: Tensor, horizon: int, reach: float = math.inf) -> None:
+        self.steering, self.horizon, self.reach = steering, horizon, reach
+        self.calibration = BandCalibration(make_band(steering, len(beta), reach).to(beta.device))
         low, high = (edge * horizon for edge in BETA_RANGE)
         beta = beta.clamp(min=1e-12)
         # Wherever betas start, the thermostat has room to move them both ways.
@@ -91,13 +97,14 @@ class LayerControl:
             "energy": self.energy, "transfer": self.transfer, "beta": heat.beta, "kl": heat.kl, "alive": heat.alive,
             "floor": heat.floor, "ceiling": heat.ceiling,
             "low": self.calibration.low, "high": self.calibration.high, "horizon": self.horizon,
+            "reach": self.reach,
         }  # fmt: skip
 
     @classmethod
     def restored(cls, steering: Steering, state: dict[str, Any], device: torch.device) -> "LayerControl":
         """Return a layer as its ``state`` was saved, on ``device``."""
         state = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in state.items()}
-        layer = cls(steering, state["beta"], state["horizon"])
+        layer = cls(steering, state["beta"], state["horizon"], state["reach"])
         layer.energy, layer.transfer, heat = state["energy"], state["transfer"], layer.thermostat
         heat.kl, heat.alive = state["kl"], state["alive"]
         heat.floor, heat.ceiling = state["floor"], state["ceiling"]

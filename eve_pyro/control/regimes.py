@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
 import pyro
@@ -42,6 +43,7 @@ class Control(Callback):
         self._unchecked = self.moves_rows
         self._saved: dict[str, Any] = {}
         self.free: set[str] = set()
+        self.reach: dict[str, float] = {}
         self._beta: Any = None
 
     @property
@@ -61,7 +63,9 @@ class Control(Callback):
             )
         if self.moves_rows and not isinstance(task.guide.unit_rows(), Mapping):  # or says why it has none
             raise ValueError(f"unit_rows() of {type(task.guide).__name__} must map each site to its UnitRows")
-        self.free = _left_alone(task.guide)
+        rows = _rows(task.guide)
+        self.free = {site for site, found in rows.items() if found.loc == ()}
+        self.reach = {site: found.reach for site, found in rows.items()}
         for site, state in self._saved.items():
             self._add(site, LayerControl.restored(steering, state, task.device))
         self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)
@@ -150,7 +154,7 @@ class Control(Callback):
         if site in self.layers:
             return self.layers[site]
         beta = task.elbo.beta_of(site, units.kl).expand_as(units.energy).clone()
-        return self._add(site, LayerControl(self.steering, beta, batch.future.shape[-1]))
+        return self._add(site, LayerControl(self.steering, beta, batch.future.shape[-1], self.reach.get(site, inf)))
 
     @staticmethod
     def _everywhere(trainer: L.Trainer, units: UnitTerms) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,13 +180,13 @@ class Control(Callback):
             self.persistence.share.weight = state_dict["ar_weight"]
 
 
-def _left_alone(guide: Any) -> set[str]:
-    """Return the sites that a guide gives no rows for: neither bands nor thermostat act on them."""
+def _rows(guide: Any) -> dict[str, UnitRows]:
+    """Return what a guide says of its rows, if anything, by site: where they are empty nothing acts."""
     try:
         rows = guide.unit_rows() if isinstance(guide, Steerable) else {}
     except ValueError:  # it has none at all
-        return set()
-    return {site for site, found in rows.items() if isinstance(found, UnitRows) and found.loc == ()}
+        return {}
+    return {site: found for site, found in rows.items() if isinstance(found, UnitRows)}
 
 
 def check_rows(rows: Mapping[str, UnitRows], counts: Mapping[str, int], owned: Iterable[Tensor], guide: str) -> None:

@@ -18,7 +18,11 @@ class Steering:
     regime: Literal["off", "penalty", "projection", "homeostasis"] = option(
         "off", "off: plain ELBO; penalty: a hinge on energies; projection, homeostasis: move the guide's rows too."
     )
-    target: Annotated[float, Gt(0), Lt(inf)] = option(0.03, "Target energy of a unit, in squared prior deviations.")
+    target: Annotated[float, Gt(0), Lt(inf)] = option(
+        0.03,
+        "Target energy of a unit, in squared prior deviations; of exact posteriors lowered to a third of what so many "
+        "units can have of so few steps.",
+    )
     bands: Literal["homogeneous", "heterogeneous"] = option(
         "homogeneous", "One band for all units, or log-spaced ones."
     )
