@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eve_pyro import cli_accuracy, cli_bench, cli_pilot, cli_report
+from eve_pyro.cli_bench import say
 from eve_pyro.cli_data import Data, read_panel, with_standard_rows
 from eve_pyro.options import config_options
 
@@ -219,17 +220,15 @@ def _train(data: str, recipe: str, out: Path | None, twin: bool, overrides: dict
 
 def _show(folder: Path, data: str, run: Callable[[Callable[[str], None]], Any]) -> None:
     """Run an experiment, print its scores and files; say how to go on where it is stopped."""
-    console = Console()
     try:
-        scores = run(lambda text: console.print(text, highlight=False))
+        scores = run(say)
     except KeyboardInterrupt:
         if (folder / "history.csv").exists():
-            console.print(f"stopped; go on with: eve-pyro resume {folder} {data}", highlight=False, soft_wrap=True)
+            say(f"stopped; go on with: eve-pyro resume {folder} {data}")
         raise
     if scores:
         _print_scores(scores, None)
-        files = ", ".join(sorted(path.name for path in folder.iterdir()))
-        console.print(f"{folder}: {files}", highlight=False, soft_wrap=True)
+        say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def _load(folder: Path) -> "Run":

@@ -116,7 +116,7 @@ def going_on() -> Iterator[None]:
 
 def say(text: str) -> None:
     """Print a line as it is."""
-    Console().print(text, highlight=False, soft_wrap=True)
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def names(text: str, option: str) -> list[str]:

@@ -64,8 +64,11 @@ def autopilot(
     """
     from eve_pyro.autopilot.page import write_outcome
     from eve_pyro.autopilot.plan import Plan
+    from eve_pyro.autopilot.storage import hidden
     from eve_pyro.autopilot.study import Place, join, search
 
+    if storage is not None and not storage.strip():
+        raise ValueError("--storage takes a database's URL or a journal's file; without it there is study.log")
     place, panel = Place(out or Path("runs") / f"pilot-{Path(data).stem}", storage), read_panel(data)
     with going_on():
         if worker:
@@ -74,7 +77,7 @@ def autopilot(
         plan = Plan(budget, epochs, reduction, seeds, full, prune, tuple(names(objectives, "--objectives")))  # type: ignore[arg-type]
         named = with_standard_rows(data, overrides or {}) | {"seed": seed}
         board = search(panel, _setup(panel, recipe, named, space, plan), place, say)
-    result = write_outcome(board, place.folder, data, shlex.join(["eve-pyro", *sys.argv[1:]]))
+    result = write_outcome(board, place.folder, data, shlex.join(["eve-pyro", *map(hidden, sys.argv[1:])]))
     print_result(result, place.folder, data)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from eve_pyro import plots
-from eve_pyro.bench.tables import cell_table, chosen_rows, duel_table, markdown, rank_table
+from eve_pyro.bench.tables import cell_table, chosen_rows, duel_table, markdown, rank_table, write_tables
 
 SCORES = {"mse": 1.0, "mae": 1.0, "crps": 1.0, "energy_score": 1.0, "crps_mean": 1.0, "log_score": 1.0}
 SCORES |= {"joint_log_score": 1.0, "coverage_90": 0.9, "val_crps": 1.0, "seconds": 2.0, "parameters": 10}
@@ -73,6 +73,26 @@ def test_markdown_holds_every_figure_and_the_best_in_bold(rows):
     assert "| ETTh1 | 720 | 336 | 1.0000 | **0.8000** |  |" in text
     assert "crps_probts" not in text
     assert "nan" not in text
+
+
+def test_a_cell_without_a_score_stands_beside_one_that_has_it(rows):
+    lone = pd.DataFrame([row("quantile", 0, horizon=192, energy_score=np.nan, joint_log_score=np.nan)])
+    text = markdown(pd.concat([rows, lone], ignore_index=True))
+    assert "| ETTh1 | 192 | 336 |  |" in text.split("### energy_score")[1].split("###")[0]
+
+
+def test_rows_at_another_context_are_named(rows):
+    other = pd.DataFrame([row("quantile", 0, context=96), row("eve", 0, context=96)])
+    assert "Left out of ETTh1 96, at context 96: quantile, eve." in markdown(
+        pd.concat([rows, other], ignore_index=True)
+    )
+    assert "Left out" not in markdown(rows)
+
+
+def test_another_table_is_refused(tmp_path):
+    (tmp_path / "accuracy.csv").write_text("seed,fingerprint,crps\n0,abc,0.1\n")
+    with pytest.raises(ValueError, match="is no table of this benchmark: it has no column 'context'"):
+        write_tables(tmp_path)
 
 
 def test_the_picture_has_a_point_a_cell_and_rival(rows):

@@ -47,7 +47,13 @@ class Result:
         if best["valid"]:
             shown = f"validation CRPS {best['crps']:.4f}, inside mass {best['inside_mass']:.2f}, every gate passed"
             return f"Trial {number} won: {shown}."
-        return f"No trial is valid. The least bad is trial {number}: {best['gates']}."
+        least = f"The least bad is trial {number}: {best['gates']}."
+        dropped = self.leaderboard[self.leaderboard["valid"].astype(bool)]
+        if dropped.empty:
+            return f"No trial is valid. {least}"
+        early, epochs = dropped.iloc[0], self.setup.plan.epochs
+        where = f"trial {early['trial']} was at {early['epochs']} of {epochs} epochs, where others went on"
+        return f"No trial that was trained to the end is valid; {where}. {least}"
 
 
 def result_of(board: Board) -> Result:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eve_pyro.autopilot.plan import Plan
-from eve_pyro.autopilot.space import Space, parse_space, replaced
+from eve_pyro.autopilot.space import Space, flat, parse_space, replaced
 from eve_pyro.autopilot.training import DRAWS
 from eve_pyro.bench.trials import fingerprint, rehearse
 from eve_pyro.config import Config, check, to_toml
@@ -39,7 +39,10 @@ class Setup:
         return self.space.draw(self.base, self.base.training.seed, trial)
 
     def rehearse(self, panel: Panel) -> None:
-        """Raise ValueError where a trial's options contradict one another, before anything is trained."""
+        """Raise ValueError where a trial's options contradict one another, before anything is trained, or the recipe
+        does not go with the data.
+        """
+        rehearse(panel, self.base)
         for trial in range(self.plan.budget):
             try:
                 rehearse(panel, self.config(trial))
@@ -74,8 +77,14 @@ class Setup:
                 raise ValueError(
                     f"the study {name!r} was begun with {option} = {value!r}, not {given!r}: continue it so"
                 )
+        given = flat(other.base)
+        for option, value in flat(self.base).items():
+            if given[option] != value:
+                raise ValueError(
+                    f"the study {name!r} was begun with {option} = {value!r}, not {given[option]!r}: continue it so"
+                )
         if other.base != self.base:
-            raise ValueError(f"the study {name!r} was begun with another recipe or other options: choose another --out")
+            raise ValueError(f"the study {name!r} was begun with another recipe: choose another --out")
         if other.space.entries != self.space.entries:
             raise ValueError(f"the study {name!r} was begun with another space: choose another --out")
         self.check_data(other.mark, name)

@@ -23,12 +23,16 @@ RESAMPLED = 2000
 
 
 def read_full(folder: Path) -> pd.DataFrame:
-    """Return the trials of a study that were trained in full; ValueError where they are fewer than eight."""
+    """Return the trials of a study that trained them all in full; ValueError for one that dropped some, whose last ones
+    would be a choice, and for fewer than eight.
+    """
     path = folder / LEADERBOARD
     if not path.is_file():
         raise ValueError(f"{folder} holds no complete study: there is no {LEADERBOARD} in it")
     table = pd.read_csv(path)
     wanted = {*ENDS, *EARLIES}
+    if "epochs" in table and table.loc[table["epochs"] > 0, "epochs"].nunique() > 1:
+        raise ValueError(f"{folder} dropped trials on the way: search with --full")
     rows = table.dropna(subset=sorted(wanted & set(table))) if wanted <= set(table) else table[:0]
     if len(rows) < 8:
         raise ValueError(f"{folder} has {len(rows)} trials trained in full, 8 are needed: search with --full")

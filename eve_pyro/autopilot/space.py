@@ -144,6 +144,9 @@ def _entry(option: str, section: Any, base: Config) -> Entry:
     _check_range(entry, kind_of(option))
     for value in entry.values or (entry.low, entry.high):
         replaced(base, {option: value})
+    for other, wanted in (entry.when or {}).items():
+        for value in wanted if other in homes() else ():
+            replaced(base, {other: value})
     return entry
 
 

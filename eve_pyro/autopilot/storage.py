@@ -4,13 +4,15 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,7 +28,7 @@ def reaching(where: str) -> Iterator[None]:
     """Turn what a storage may raise into a ValueError that names it, without its password."""
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, JSONDecodeError) as error:
         first = str(error).strip().split("\n")[0]
         raise ValueError(f"cannot reach the storage {hidden(where)}: {first}; the study is as it was") from None
 
@@ -51,12 +53,33 @@ def open_storage(where: str) -> BaseStorage:
             raise ValueError(f"cannot reach the storage {where}: there is no folder {path.absolute().parent}")
         if path.is_dir():
             raise ValueError(f"cannot reach the storage {where}: it is a folder; name a file in it")
+        if path.is_file():
+            _mend(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return JournalStorage(JournalFileBackend(where))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where} is no journal of a study, or broken: {error}") from None
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that was only half written: appended to, it would break the journal for good.
+
+    Raises ValueError, and leaves the file as it is, where it is no journal.
+    """
+    with path.open("rb") as file:
+        first = file.readline()
+    if first and not (first.startswith(b"{") and b'"op_code"' in first):
+        raise ValueError(f"{path} is no journal of a study: choose another --storage")
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            written = file.read()
+            file.truncate(written.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _database(url: str) -> RDBStorage:
@@ -66,7 +89,7 @@ def _database(url: str) -> RDBStorage:
         except SQLAlchemyError:  # another worker may have been making the tables at this very moment
             time.sleep(1.0)
             return RDBStorage(url)
-    except RuntimeError as error:  # tables of another version of Optuna
+    except (RuntimeError, ValueError) as error:  # tables of another version of Optuna; a port that is no number
         raise ValueError(f"cannot use the storage {hidden(url)}: {error}") from None
 
 
@@ -122,7 +145,8 @@ def importances(setup: Setup, scores: Mapping[int, float]) -> dict[str, float]:
         study.add_trial(create_trial(params=options, distributions=distributions, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return dict(optuna.importance.get_param_importances(study))
+        found = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return dict(sorted(found.items(), key=lambda item: (-round(item[1], 12), item[0])))  # its ties come in any order
 
 
 def _distribution(entry: Entry, kind: Any) -> BaseDistribution:

@@ -9,7 +9,7 @@ from optuna.storages import BaseStorage
 
 from eve_pyro.autopilot.board import Board, Job, View
 from eve_pyro.autopilot.setup import Setup
-from eve_pyro.autopilot.storage import JOURNAL, begin_study, find_study, open_storage, reaching
+from eve_pyro.autopilot.storage import JOURNAL, begin_study, find_study, hidden, open_storage, reaching
 from eve_pyro.autopilot.training import DRAWS, Trainer, seeded
 from eve_pyro.bench.trials import fingerprint
 from eve_pyro.data import Panel
@@ -55,6 +55,8 @@ def search(panel: Panel, setup: Setup, place: Place, say: Say = print) -> Board:
             raise ValueError(f"{place.folder} already holds something: choose another --out, or move it away")
     else:
         found[1].check_same(setup, place.name)
+        if new:
+            say(f"the storage {hidden(place.where)} holds a study {place.name!r} already: going on with it")
     place.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(place.where)
     with reaching(place.where):
@@ -72,8 +74,11 @@ def join(panel: Panel, place: Place, say: Say = print) -> Board:
 
     Raises ValueError where there is none after a minute, and for data other than the study's.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline, told = time.monotonic() + PATIENCE, False
     while (found := _found(place)) is None:
+        if not told:
+            say(f"waiting for the study {place.name!r} to be begun")
+        told = True
         if time.monotonic() > deadline:
             raise ValueError(f"there is no study {place.name!r} to work on: begin it with the same --out, no --worker")
         time.sleep(POLL)
@@ -118,7 +123,7 @@ def _train(board: Board, trainer: Trainer, job: Job, say: Say) -> None:
     try:
         with board.alive(job):
             figures = trainer.train(config, trainer.home(job.trial, slot.seed), stage.epochs)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # an algebra that fails is a RuntimeError, and would fail again
         board.drop(job, str(error).split("\n")[0])
         say(f"{_progress(board, board.look())}: {what}: {error}")
         return

@@ -1,5 +1,6 @@
 """The accuracy benchmark: sets, horizons, models and seeds under one harness, a row a run."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class Plan:
                 raise ValueError(
                     f"model {name!r} comes from neuralforecast: name a Python that has it by --peer-python"
                 )
+        if self.peer_python is not None and shutil.which(self.peer_python) is None:
+            raise ValueError(f"cannot run {self.peer_python}: name a Python that has neuralforecast by --peer-python")
         for option in self.overrides or {}:
             if option in FIXED:
                 raise ValueError(f"option {option} has no use here: {FIXED[option]}")

@@ -67,9 +67,12 @@ def read_rows(table: Path) -> pd.DataFrame:
         raise ValueError(f"cannot read {table}: {error}") from None
     if not {"seed", "fingerprint", "crps"} <= set(rows):
         raise ValueError(f"{table} is no table of a comparison: choose another --out, or move it away")
-    cut = rows[["seed", "fingerprint"]].isna().any(axis=1).to_numpy()
+    cut = rows[["seed", "fingerprint"]].isna().any(axis=1)
+    for mark in {"fingerprint", "settings"} & set(rows):  # the last columns: a cut may leave a part of them
+        lengths = rows[mark].fillna("").str.len()
+        cut = cut | ((lengths > 0) & (lengths < lengths.max()))
     if cut.any():
-        line = int(cut.argmax()) + 2
+        line = int(cut.to_numpy().argmax()) + 2
         raise ValueError(f"{table}, line {line}: the row was cut short; take it out, and its run is done again")
     return rows
 

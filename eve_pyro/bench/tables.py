@@ -105,7 +105,8 @@ def markdown(rows: pd.DataFrame) -> str:
     parts = []
     for protocol, part in rows.groupby("protocol", sort=False):
         cells = cell_table(part)
-        parts += [f"## {protocol}", "Mean ± deviation over seeds; the best of a row is bold.", *_score_tables(cells)]
+        parts += [f"## {protocol}", "Mean ± deviation over seeds; the best of a row is bold.", *_left_out(part)]
+        parts += [*_score_tables(cells)]
         parts += ["### Average rank over cells", _table(rank_table(cells).reset_index(), "{:.2f}")]
         duels = duel_table(cells)
         if len(duels):
@@ -116,6 +117,14 @@ def markdown(rows: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _left_out(rows: pd.DataFrame) -> Iterator[str]:
+    """Name the models whose rows are of another context than their cell's, but for the twin that chose it."""
+    others = rows.drop(chosen_rows(rows).index)
+    others = others[(others["model"] != CHOOSER) | (others["seed"] != 0)]
+    for key, cell in others.groupby([*CELL[1:], "context"], sort=False):
+        yield f"Left out of {key[0]} {key[1]}, at context {key[2]}: {', '.join(dict.fromkeys(cell['model']))}."
+
+
 def _score_tables(cells: pd.DataFrame) -> Iterator[str]:
     models = list(dict.fromkeys(cells["model"]))
     for name in SCORES:
@@ -124,7 +133,8 @@ def _score_tables(cells: pd.DataFrame) -> Iterator[str]:
         lines = []
         for (_, data, horizon), cell in cells.groupby(list(CELL), sort=False):
             held = cell.set_index("model")
-            best = ((held[name] - 0.9).abs() if name == "coverage_90" else held[name]).idxmin()
+            values = (held[name] - 0.9).abs() if name == "coverage_90" else held[name]
+            best = values.idxmin() if values.notna().any() else None
             found = {model: _figure(held, model, name, model == best) for model in models}
             lines.append({"set": data, "horizon": horizon, "context": cell["context"].iloc[0], **found})
         yield f"### {name}"
@@ -164,6 +174,8 @@ def write_tables(folder: Path) -> list[str]:
     rows = read_rows(folder / TABLE)
     if rows.empty:
         raise ValueError(f"there is no {folder / TABLE} with rows: run eve-pyro bench accuracy first")
+    if missing := {*CELL, "context", "model", "val_crps"} - set(rows):
+        raise ValueError(f"{folder / TABLE} is no table of this benchmark: it has no column {sorted(missing)[0]!r}")
     cells = cell_table(rows)
     cells.to_csv(folder / "summary.csv", index=False)
     (folder / "tables.md").write_text(markdown(rows), encoding="utf-8")

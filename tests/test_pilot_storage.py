@@ -1,0 +1,116 @@
+"""Where a study is kept: what is refused, what a cut or crash leaves behind, and what its outcome says."""
+
+import pandas as pd
+import pytest
+from conftest import make_panel
+from test_autopilot import data, setup_of, table_of  # noqa: F401
+
+from eve_pyro.autopilot import study as study_module
+from eve_pyro.autopilot.board import Board
+from eve_pyro.autopilot.outcome import Result
+from eve_pyro.autopilot.plan import Plan
+from eve_pyro.autopilot.signals import read_full
+from eve_pyro.autopilot.space import parse_space
+from eve_pyro.autopilot.storage import begin_study, find_study, hidden, importances, open_storage
+from eve_pyro.autopilot.study import Place, search
+from eve_pyro.config import load_recipe
+
+PLAN = Plan(4, 1, seeds=1)
+
+
+def test_storages_that_cannot_be_reached_are_refused(tmp_path):
+    (tmp_path / "junk.log").write_text("no journal\nat all\n")
+    for where, message in (
+        (f"sqlite:///{tmp_path}/no/s.db", "cannot reach the storage sqlite:///"),
+        ("oracle+nothing://x/y", "cannot reach the storage oracle"),
+        ("postgresql://me:secret@host:port/db", r"cannot use the storage postgresql://\*\*\*@host:port/db"),
+        (str(tmp_path / "no" / "s.log"), "there is no folder"),
+        (str(tmp_path), "it is a folder"),
+        (str(tmp_path / "junk.log"), "is no journal of a study"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_storage(where)
+    assert hidden("postgresql://me:secret@host/db") == "postgresql://***@host/db"
+    assert hidden("--storage=postgresql://me:secret@host/db") == "--storage=postgresql://***@host/db"
+
+
+@pytest.mark.parametrize("text", ["hello\n", "hello", "[1]\n"])
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
+    path = tmp_path / "notes.log"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is no journal of a study"):
+        open_storage(str(path))
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_journal_whose_last_line_was_cut_goes_on_without_it(data, tmp_path, cut):  # noqa: F811
+    setup = setup_of(data, PLAN)
+    whole = table_of(search(data, setup, Place(tmp_path / "one"), lambda _: None))
+    journal = tmp_path / "one" / "study.log"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    for _ in range(2):
+        again = search(data, setup, Place(tmp_path / "one"), lambda _: None)
+        pd.testing.assert_frame_equal(table_of(again), whole)
+
+
+def test_a_training_whose_algebra_fails_is_dropped_and_the_study_ends(data, tmp_path, monkeypatch):  # noqa: F811
+    real = study_module.Trainer.train
+
+    def fail(self, config, home, epochs):
+        if home.name == "001-0":
+            raise RuntimeError("linalg.cholesky: not positive-definite")
+        return real(self, config, home, epochs)
+
+    monkeypatch.setattr(study_module.Trainer, "train", fail)
+    table = table_of(search(data, setup_of(data, PLAN), Place(tmp_path / "one"), lambda _: None)).set_index("trial")
+    assert table.loc[1, "why"] == "failed: linalg.cholesky: not positive-definite"
+
+
+def test_a_new_folder_says_that_its_study_was_begun_elsewhere(data, tmp_path):  # noqa: F811
+    url, said = f"sqlite:///{tmp_path}/s.db", []
+    search(data, setup_of(data, PLAN), Place(tmp_path / "one", url), lambda _: None)
+    (tmp_path / "other").mkdir()
+    search(data, setup_of(data, PLAN), Place(tmp_path / "other" / "one", url), said.append)
+    assert "holds a study 'one' already" in said[0]
+
+
+def test_importances_come_in_one_order():
+    setup = setup_of(make_panel(), Plan(30, 1, seeds=1))
+    scores = {trial: 1.0 + (trial % 7) for trial in range(30)}
+    found = importances(setup, scores)
+    assert list(found) == list(importances(setup, dict(reversed(scores.items()))))
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_a_condition_that_no_recipe_can_meet_is_refused():
+    with pytest.raises(ValueError, match=r"space.toml, \[units\]: option control.regime = 'homeostasys'"):
+        parse_space(
+            "[units]\nvalues = [4, 8]\nwhen = { regime = ['homeostasys'] }", load_recipe("factor"), "space.toml"
+        )
+
+
+def test_the_verdict_names_a_valid_trial_that_went_no_further():
+    setup = setup_of(make_panel(), Plan(4, 9))
+    rows = [
+        {"trial": 3, "valid": False, "epochs": 9, "gates": "inside mass 0.400 < 0.50, missed by 0.100"},
+        {"trial": 1, "valid": True, "epochs": 1, "gates": ""},
+    ]
+    mixed, none = (Result(setup, pd.DataFrame(rows[:count]), pd.DataFrame(), pd.DataFrame()) for count in (2, 1))
+    assert none.verdict().startswith("No trial is valid. The least bad is trial 3: inside mass 0.400")
+    assert mixed.verdict().startswith("No trial that was trained to the end is valid; trial 1 was at 1 of 9 epochs")
+
+
+def test_early_signals_of_a_study_that_dropped_trials_are_refused(tmp_path):
+    pd.DataFrame({"trial": range(9), "epochs": [5] * 8 + [1]}).to_csv(tmp_path / "leaderboard.csv", index=False)
+    with pytest.raises(ValueError, match="dropped trials on the way: search with --full"):
+        read_full(tmp_path)
+
+
+def test_a_setup_is_read_back_as_it_was(tmp_path):
+    setup = setup_of(make_panel(), PLAN)
+    storage = open_storage(str(tmp_path / "study.log"))
+    Board(storage, begin_study(storage, "one", setup), setup).fill()
+    found = find_study(open_storage(str(tmp_path / "study.log")), "one")
+    assert found is not None
+    found[1].check_same(setup, "one")
