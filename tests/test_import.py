@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import eve_pyro
@@ -91,3 +92,11 @@ def test_no_public_name_is_hidden_by_a_module_of_the_same_name():
     """A submodule, once imported, would take the place of the lazy name."""
     modules = {path.stem for path in Path(eve_pyro.__file__).parent.iterdir()}
     assert not modules & set(eve_pyro.__all__)
+
+
+def test_what_is_built_holds_every_package():
+    root = Path(eve_pyro.__file__).parent
+    listed = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(root.parent) for path in root.rglob("*") if path.suffix in (".py", ".toml")}
+    folders |= {Path("eve_pyro", name) for name in ("models", "guides")}  # linked, which rglob does not follow
+    assert {".".join(folder.parts) for folder in folders} == set(listed)
