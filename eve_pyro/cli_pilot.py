@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from eve_pyro.autopilot.setup import Setup
+    from eve_pyro.autopilot.study import Place
     from eve_pyro.data import Panel
 
 
@@ -52,6 +54,7 @@ def autopilot(
     worker: Annotated[
         bool, typer.Option("--worker", help="Work on the study of that --out and --storage, begun elsewhere.")
     ] = False,
+    ray: Annotated[int, typer.Option(help="This many workers more, on the Ray cluster of RAY_ADDRESS.", min=0)] = 0,
     overrides: dict[str, Any] | None = None,
 ) -> None:
     """Search the options of a recipe: constraints first, the units' own signals watched, few trials trained to the end.
@@ -76,7 +79,9 @@ def autopilot(
             return
         plan = Plan(budget, epochs, reduction, seeds, full, prune, tuple(names(objectives, "--objectives")))  # type: ignore[arg-type]
         named = with_standard_rows(data, overrides or {}) | {"seed": seed}
-        board = search(panel, _setup(panel, recipe, named, space, plan), place, say)
+        setup = _setup(panel, recipe, named, space, plan)
+        with _ray(panel, place, ray):
+            board = search(panel, setup, place, say)
     result = write_outcome(board, place.folder, data, shlex.join(["eve-pyro", *map(hidden, sys.argv[1:])]))
     print_result(result, place.folder, data)
 
@@ -97,6 +102,14 @@ def early_signals(
         rows = read_full(study)
         _print(correlations(rows), f"{study}: correlation with the end, {len(rows)} trials, 95 % intervals")
         _print(pruned(rows), f"{study}: keeping the best at a fifth of training")
+
+
+def _ray(panel: "Panel", place: "Place", count: int) -> AbstractContextManager[None]:
+    if not count:
+        return nullcontext()
+    from eve_pyro.autopilot.cluster import ray_workers
+
+    return ray_workers(panel, place, count)
 
 
 def _setup(panel: "Panel", recipe: str, named: dict[str, Any], space: Path | None, plan: Any) -> "Setup":

@@ -1,12 +1,18 @@
 """Where a study is kept: what is refused, what a cut or crash leaves behind, and what its outcome says."""
 
+import sys
+import threading
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 from conftest import make_panel
 from test_autopilot import data, setup_of, table_of  # noqa: F401
 
+from eve_pyro.autopilot import cluster
 from eve_pyro.autopilot import study as study_module
 from eve_pyro.autopilot.board import Board
+from eve_pyro.autopilot.cluster import ray_workers
 from eve_pyro.autopilot.outcome import Result
 from eve_pyro.autopilot.plan import Plan
 from eve_pyro.autopilot.signals import read_full
@@ -73,6 +79,66 @@ def test_a_new_folder_says_that_its_study_was_begun_elsewhere(data, tmp_path):  
     (tmp_path / "other").mkdir()
     search(data, setup_of(data, PLAN), Place(tmp_path / "other" / "one", url), said.append)
     assert "holds a study 'one' already" in said[0]
+
+
+class Ray:
+    """A stand-in whose tasks are threads."""
+
+    def __init__(self, error=None):
+        self.error, self.threads, self.up = error, [], False
+
+    def is_initialized(self):
+        return self.up
+
+    def init(self, **_):
+        if self.error:
+            raise self.error
+        self.up = True
+
+    def put(self, value):
+        return value
+
+    def remote(self, **options):
+        assert options["num_cpus"] == 1
+
+        def start(function):
+            def task(*arguments):
+                self.threads.append(threading.Thread(target=function, args=arguments))
+                self.threads[-1].start()
+                return self.threads[-1]
+
+            return SimpleNamespace(remote=task)
+
+        return start
+
+    def get(self, threads):
+        for thread in threads:
+            thread.join()
+
+    def shutdown(self):
+        self.up = False
+
+
+def test_workers_on_ray_join_the_study_and_end_as_one_would(data, tmp_path, monkeypatch):  # noqa: F811
+    alone = table_of(search(data, setup_of(data, PLAN), Place(tmp_path / "alone"), lambda _: None))
+    ray, place, joined = Ray(), Place(tmp_path / "one"), []
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "join", lambda *arguments: joined.append(arguments[1]))
+    with ray_workers(data, place, 2):
+        assert ray.up
+        board = search(data, setup_of(data, PLAN), place, lambda _: None)
+    pd.testing.assert_frame_equal(table_of(board), alone)
+    assert joined == [Place((tmp_path / "one").absolute())] * 2
+    assert not ray.up
+
+
+def test_without_ray_or_its_cluster_there_is_one_line(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "ray", Ray(ConnectionError("no node at 1.2.3.4\nmore")))
+    with pytest.raises(ValueError, match=r"cannot reach the Ray cluster: no node at 1.2.3.4$"):
+        ray_workers(data, Place(tmp_path / "one"), 1).__enter__()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'eve_pyro\[ray\]'"):
+        ray_workers(data, Place(tmp_path / "one"), 1).__enter__()
 
 
 def test_importances_come_in_one_order():
