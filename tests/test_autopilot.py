@@ -17,7 +17,7 @@ from eve_pyro.autopilot import board as board_module
 from eve_pyro.autopilot import study as study_module
 from eve_pyro.autopilot.board import LOST, Board
 from eve_pyro.autopilot.outcome import result_of
-from eve_pyro.autopilot.page import write_outcome
+from eve_pyro.autopilot.page import first_and_last, write_outcome
 from eve_pyro.autopilot.plan import Plan
 from eve_pyro.autopilot.setup import Setup
 from eve_pyro.autopilot.signals import correlations, pruned
@@ -94,6 +94,7 @@ def test_a_promoted_trial_equals_one_that_was_never_stopped(data, done, tmp_path
     for trial, found in rung.items():
         assert found | {"seconds": 0} == whole[trial] | {"seconds": 0}
     rows = result_of(full).leaderboard
+    assert list(first_and_last(full, result_of(full))["first_crps"]) == list(rows["early_val_crps"])
     assert len(correlations(rows)) == 10
     for _, row in pruned(rows).iterrows():
         assert 0 < row["saved"] < 1

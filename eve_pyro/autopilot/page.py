@@ -50,10 +50,16 @@ def winner_command(result: Result, folder: Path, data: str) -> str:
 
 
 def first_and_last(board: Board, result: Result) -> pd.DataFrame:
-    """Return, a row a trial, what the first rung showed of it, its last CRPS, and whether it was trained to the end."""
+    """Return, a row a trial, what the first rung showed of it, its last CRPS, and whether it was trained to the end.
+
+    Where the first rung is the whole training, what a fifth of it showed.
+    """
     first = {each.trial: each.figures for each in board.look().stages[0].values() if each.figures is not None}
     table = result.leaderboard[result.leaderboard["trial"].isin(list(first))]
-    shown = {f"first_{name}": [first[trial][name] for trial in table["trial"]] for name in ("out_of_band", "crps")}
+    names = {"out_of_band": "out_of_band", "crps": "crps"}
+    if len(result.setup.plan.rungs) == 1:
+        names = {"out_of_band": "early_out_of_band", "crps": "early_val_crps"}
+    shown = {f"first_{name}": [first[trial][seen] for trial in table["trial"]] for name, seen in names.items()}
     full = table["epochs"] == result.setup.plan.epochs
     return pd.DataFrame({"trial": table["trial"], "crps": table["crps"], "full": full} | shown)
 
@@ -128,6 +134,6 @@ def _importance(result: Result) -> Section:
 
 
 def _early(early: pd.DataFrame) -> Section:
-    caption = "What the first rung showed of each trial, and its validation CRPS when it was last seen."
+    caption = "What the first rung, or a fifth of a full training, showed of each trial, and its last validation CRPS."
     figure = plots.early_signals(early)
     return Section("early", "Early signals", [picture(figure, "early", caption, caption)])

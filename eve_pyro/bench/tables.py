@@ -20,12 +20,12 @@ PAIRED = ("mse", "mae", "crps", "crps_probts", "energy_score", "crps_mean", "log
 
 
 def chosen_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, of each cell, the rows of the context its models were compared at.
+    """Return, of each cell, by set and horizon, the rows of the context its models were compared at.
 
     That is the one where the twin of seed 0 has the lowest validation CRPS, of those at which any other model was run;
     without a twin, the one with the most rows.
     """
-    return pd.concat([cell[cell["context"] == _context(cell)] for _, cell in rows.groupby(list(CELL), sort=False)])
+    return pd.concat([cell[cell["context"] == _context(cell)] for _, cell in rows.groupby(list(CELL))])
 
 
 def _context(cell: pd.DataFrame) -> int:

@@ -21,8 +21,8 @@ def early_signals(rows: pd.DataFrame) -> Figure:
             part = rows[rows["full"] == full]
             ax.scatter(part[column], part["crps"], s=16, color=colour, label=label)
         ax.set_ylabel("last validation CRPS (scaled data)")
-    axes[0].set(xlabel="share of units out of their bands, first rung", xlim=(-0.04, 1.04))
-    axes[1].set_xlabel("validation CRPS, first rung")
+    axes[0].set(xlabel="share of units out of their bands, seen early", xlim=(-0.04, 1.04))
+    axes[1].set_xlabel("validation CRPS, seen early")
     legend_below(figure, *axes[0].get_legend_handles_labels())
     return figure
 
