@@ -1,5 +1,6 @@
 """Where a study is kept: a journal file on one host or a shared disk, or a database for a cluster."""
 
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -75,9 +76,9 @@ def _mend(path: Path) -> None:
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()
     try:
-        with path.open("rb+") as file:
-            written = file.read()
-            file.truncate(written.rfind(b"\n") + 1)
+        written = path.read_bytes()
+        if written and not written.endswith(b"\n"):
+            os.truncate(path, written.rfind(b"\n") + 1)
     finally:
         lock.release()
 
