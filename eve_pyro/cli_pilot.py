@@ -77,7 +77,8 @@ def autopilot(
         if worker:
             join(panel, place, say)
             return
-        plan = Plan(budget, epochs, reduction, seeds, full, prune, tuple(names(objectives, "--objectives")))  # type: ignore[arg-type]
+        wanted = tuple(names(objectives, "--objectives"))
+        plan = Plan(budget, epochs, reduction, seeds, full, prune, wanted)  # type: ignore[arg-type]  # checked by the plan
         named = with_standard_rows(data, overrides or {}) | {"seed": seed}
         setup = _setup(panel, recipe, named, space, plan)
         with _ray(panel, place, ray):

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from eve_pyro.cli_bench import say
 from eve_pyro.cli_data import Data, read_panel
 
 
@@ -30,4 +30,4 @@ def report(
         raise ValueError(f"cannot write {page}: there is no folder {page.absolute().parent}")
     write_report(run, read_panel(data), data, page, progress=True)
     size = page.stat().st_size / 2**20
-    Console().print(f"{page}: {size:.1f} MiB, open it in a browser", highlight=False, markup=False, soft_wrap=True)
+    say(f"{page}: {size:.1f} MiB, open it in a browser")

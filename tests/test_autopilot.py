@@ -13,9 +13,7 @@ import pytest
 from conftest import make_panel
 
 from eve_pyro import cli
-from eve_pyro.autopilot import board as board_module
 from eve_pyro.autopilot import study as study_module
-from eve_pyro.autopilot.board import LOST, Board
 from eve_pyro.autopilot.outcome import result_of
 from eve_pyro.autopilot.page import first_and_last, write_outcome
 from eve_pyro.autopilot.plan import Plan
@@ -141,54 +139,6 @@ def test_another_setup_data_or_version_is_refused_and_the_study_stays(data, done
         )
         with pytest.raises(ValueError, match=message):
             find_study(open_storage(url), name)
-
-
-def test_lost_twice_a_training_is_given_up_and_one_that_diverges_is_dropped(data, tmp_path, monkeypatch):
-    """Workers that die are processes of this host whose numbers nobody has."""
-
-    def lose(board, job):
-        if job.slot == 1:
-            board.storage.set_trial_user_attr(job.storage_id, "worker", {"host": board_module.host(), "pid": 2**22 + 1})
-            return True
-        return False
-
-    def train(board, trainer, job, say):
-        if not lose(board, job):
-            original(board, trainer, job, say)
-
-    original, real = study_module._train, study_module.Trainer.train
-
-    def diverge(self, config, home, epochs):
-        if home.name == "002-0":
-            raise ValueError("the loss was not finite at step 1")
-        return real(self, config, home, epochs)
-
-    monkeypatch.setattr(study_module, "POLL", 0.01)
-    monkeypatch.setattr(study_module, "_train", train)
-    monkeypatch.setattr(study_module.Trainer, "train", diverge)
-    board = search(data, setup_of(data), Place(tmp_path / "lost"), lambda _: None)
-    table = result_of(board).leaderboard.set_index("trial")
-    assert table.loc[1, "why"] == f"failed: {LOST}"
-    assert table.loc[2, "why"] == "failed: the loss was not finite at step 1"
-    states = Counter(trial.state.name for trial in board.storage.get_all_trials(board.study_id))
-    assert states == {"COMPLETE": 9, "FAIL": 2, "PRUNED": 1}
-
-
-def test_a_silent_worker_of_another_host_is_given_up_after_the_grace(data, tmp_path, monkeypatch):
-    folder = tmp_path / "far"
-    folder.mkdir()
-    setup = setup_of(data)
-    storage = open_storage(str(folder / "study.log"))
-    board = Board(storage, study_module.begin_study(storage, "far", setup), setup)
-    board.fill()
-    job = board.claim(board.look())
-    board.storage.set_trial_user_attr(job.storage_id, "worker", {"host": "elsewhere", "pid": 1})
-    board.bury_lost()
-    assert board.attempts()[0][-1].state.name == "RUNNING"
-    monkeypatch.setattr(board_module, "GRACE", 0.0)
-    board.bury_lost()
-    assert [each.state.name for each in board.attempts()[0]] == ["FAIL", "WAITING"]
-    assert not board.finish(job, {"crps": 1.0})  # whoever comes back late changes nothing
 
 
 def write(data, path):

@@ -2,18 +2,20 @@
 
 import sys
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from conftest import make_panel
-from test_autopilot import data, setup_of, table_of  # noqa: F401
+from test_autopilot import setup_of, table_of
 
+from eve_pyro.autopilot import board as board_module
 from eve_pyro.autopilot import cluster
 from eve_pyro.autopilot import study as study_module
-from eve_pyro.autopilot.board import Board
+from eve_pyro.autopilot.board import LOST, Board
 from eve_pyro.autopilot.cluster import ray_workers
-from eve_pyro.autopilot.outcome import Result
+from eve_pyro.autopilot.outcome import Result, result_of
 from eve_pyro.autopilot.plan import Plan
 from eve_pyro.autopilot.signals import read_full
 from eve_pyro.autopilot.space import parse_space
@@ -22,6 +24,11 @@ from eve_pyro.autopilot.study import Place, search
 from eve_pyro.config import load_recipe
 
 PLAN = Plan(4, 1, seeds=1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_panel()
 
 
 def test_storages_that_cannot_be_reached_are_refused(tmp_path):
@@ -50,7 +57,7 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
 
 
 @pytest.mark.parametrize("cut", [1, 40])
-def test_a_journal_whose_last_line_was_cut_goes_on_without_it(data, tmp_path, cut):  # noqa: F811
+def test_a_journal_whose_last_line_was_cut_goes_on_without_it(data, tmp_path, cut):
     setup = setup_of(data, PLAN)
     whole = table_of(search(data, setup, Place(tmp_path / "one"), lambda _: None))
     journal = tmp_path / "one" / "study.log"
@@ -60,7 +67,7 @@ def test_a_journal_whose_last_line_was_cut_goes_on_without_it(data, tmp_path, cu
         pd.testing.assert_frame_equal(table_of(again), whole)
 
 
-def test_a_training_whose_algebra_fails_is_dropped_and_the_study_ends(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_training_whose_algebra_fails_is_dropped_and_the_study_ends(data, tmp_path, monkeypatch):
     real = study_module.Trainer.train
 
     def fail(self, config, home, epochs):
@@ -73,7 +80,55 @@ def test_a_training_whose_algebra_fails_is_dropped_and_the_study_ends(data, tmp_
     assert table.loc[1, "why"] == "failed: linalg.cholesky: not positive-definite"
 
 
-def test_a_new_folder_says_that_its_study_was_begun_elsewhere(data, tmp_path):  # noqa: F811
+def test_lost_twice_a_training_is_given_up_and_one_that_diverges_is_dropped(data, tmp_path, monkeypatch):
+    """Workers that die are processes of this host whose numbers nobody has."""
+
+    def lose(board, job):
+        if job.slot == 1:
+            board.storage.set_trial_user_attr(job.storage_id, "worker", {"host": board_module.host(), "pid": 2**22 + 1})
+            return True
+        return False
+
+    def train(board, trainer, job, say):
+        if not lose(board, job):
+            original(board, trainer, job, say)
+
+    original, real = study_module._train, study_module.Trainer.train
+
+    def diverge(self, config, home, epochs):
+        if home.name == "002-0":
+            raise ValueError("the loss was not finite at step 1")
+        return real(self, config, home, epochs)
+
+    monkeypatch.setattr(study_module, "POLL", 0.01)
+    monkeypatch.setattr(study_module, "_train", train)
+    monkeypatch.setattr(study_module.Trainer, "train", diverge)
+    board = search(data, setup_of(data), Place(tmp_path / "lost"), lambda _: None)
+    table = result_of(board).leaderboard.set_index("trial")
+    assert table.loc[1, "why"] == f"failed: {LOST}"
+    assert table.loc[2, "why"] == "failed: the loss was not finite at step 1"
+    states = Counter(trial.state.name for trial in board.storage.get_all_trials(board.study_id))
+    assert states == {"COMPLETE": 9, "FAIL": 2, "PRUNED": 1}
+
+
+def test_a_silent_worker_of_another_host_is_given_up_after_the_grace(data, tmp_path, monkeypatch):
+    folder = tmp_path / "far"
+    folder.mkdir()
+    setup = setup_of(data)
+    storage = open_storage(str(folder / "study.log"))
+    board = Board(storage, study_module.begin_study(storage, "far", setup), setup)
+    board.fill()
+    job = board.claim(board.look())
+    board.storage.set_trial_user_attr(job.storage_id, "worker", {"host": "elsewhere", "pid": 1})
+    board.bury_lost()
+    assert board.attempts()[0][-1].state.name == "RUNNING"
+    monkeypatch.setattr(board_module, "GRACE", 0.0)
+    board.bury_lost()
+    assert [each.state.name for each in board.attempts()[0]] == ["FAIL", "WAITING"]
+    assert not board.finish(job, {"crps": 1.0})  # whoever comes back late changes nothing
+
+
+def test_a_new_folder_says_that_its_study_was_begun_elsewhere(data, tmp_path):
     url, said = f"sqlite:///{tmp_path}/s.db", []
     search(data, setup_of(data, PLAN), Place(tmp_path / "one", url), lambda _: None)
     (tmp_path / "other").mkdir()
@@ -119,7 +174,7 @@ class Ray:
         self.up = False
 
 
-def test_workers_on_ray_join_the_study_and_end_as_one_would(data, tmp_path, monkeypatch):  # noqa: F811
+def test_workers_on_ray_join_the_study_and_end_as_one_would(data, tmp_path, monkeypatch):
     alone = table_of(search(data, setup_of(data, PLAN), Place(tmp_path / "alone"), lambda _: None))
     ray, place, joined = Ray(), Place(tmp_path / "one"), []
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -132,7 +187,7 @@ def test_workers_on_ray_join_the_study_and_end_as_one_would(data, tmp_path, monk
     assert not ray.up
 
 
-def test_without_ray_or_its_cluster_there_is_one_line(data, tmp_path, monkeypatch):  # noqa: F811
+def test_without_ray_or_its_cluster_there_is_one_line(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", Ray(ConnectionError("no node at 1.2.3.4\nmore")))
     with pytest.raises(ValueError, match=r"cannot reach the Ray cluster: no node at 1.2.3.4$"):
         ray_workers(data, Place(tmp_path / "one"), 1).__enter__()

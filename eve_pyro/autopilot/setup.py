@@ -71,14 +71,8 @@ class Setup:
 
     def check_same(self, other: "Setup", name: str) -> None:
         """Raise ValueError, naming the first difference, where ``other`` is not this study's setup."""
-        for option, value in asdict(self.plan).items():
-            if asdict(other.plan)[option] != value:
-                given = asdict(other.plan)[option]
-                raise ValueError(
-                    f"the study {name!r} was begun with {option} = {value!r}, not {given!r}: continue it so"
-                )
-        given = flat(other.base)
-        for option, value in flat(self.base).items():
+        begun, given = (asdict(each.plan) | flat(each.base) for each in (self, other))
+        for option, value in begun.items():
             if given[option] != value:
                 raise ValueError(
                     f"the study {name!r} was begun with {option} = {value!r}, not {given[option]!r}: continue it so"

@@ -74,14 +74,14 @@ def join(panel: Panel, place: Place, say: Say = print) -> Board:
 
     Raises ValueError where there is none after a minute, and for data other than the study's.
     """
-    deadline, told = time.monotonic() + PATIENCE, False
-    while (found := _found(place)) is None:
-        if not told:
-            say(f"waiting for the study {place.name!r} to be begun")
-        told = True
+    deadline, found = time.monotonic() + PATIENCE, _found(place)
+    if found is None:
+        say(f"waiting for the study {place.name!r} to be begun")
+    while found is None:
         if time.monotonic() > deadline:
             raise ValueError(f"there is no study {place.name!r} to work on: begin it with the same --out, no --worker")
         time.sleep(POLL)
+        found = _found(place)
     study_id, setup = found
     setup.check_data(fingerprint(setup.base, panel, DRAWS), place.name)
     storage = open_storage(place.where)

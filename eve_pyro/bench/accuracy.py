@@ -201,12 +201,17 @@ def _rehearse(model: str, config: Config, panel: Panel) -> None:
         pair.elbo.loss(pair.model, pair.guide, *train_rows[:2])
 
 
+def check_columns(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
+    """Raise ValueError for a table that lacks one of the ``wanted`` columns."""
+    if missing := wanted - set(rows):
+        raise ValueError(f"{table} is no table of this benchmark: it has no column {sorted(missing)[0]!r}")
+
+
 def _check_same(rows: pd.DataFrame, source: DataSet, table: Path) -> None:
     """Raise ValueError where rows of the set were made from another file."""
     if rows.empty:
         return
-    if missing := {*CELL, "checksum"} - set(rows):
-        raise ValueError(f"{table} is no table of this benchmark: it has no column {sorted(missing)[0]!r}")
+    check_columns(rows, {*CELL, "checksum"}, table)
     made_from = set(rows["checksum"][rows["set"] == source.name]) - {source.checksum}
     if made_from:
         raise ValueError(

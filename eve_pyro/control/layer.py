@@ -38,7 +38,7 @@ class LayerControl:
     """
 
     def __init__(self, steering: Steering, beta: Tensor, horizon: int, reach: float = math.inf) -> None:
-        self.steering, self.horizon, self.reach = steering, horizon, reach
+        self.steering, self.horizon = steering, horizon
         self.calibration = BandCalibration(make_band(steering, len(beta), reach).to(beta.device))
         low, high = (edge * horizon for edge in BETA_RANGE)
         beta = beta.clamp(min=1e-12)
@@ -97,14 +97,15 @@ class LayerControl:
             "energy": self.energy, "transfer": self.transfer, "beta": heat.beta, "kl": heat.kl, "alive": heat.alive,
             "floor": heat.floor, "ceiling": heat.ceiling,
             "low": self.calibration.low, "high": self.calibration.high, "horizon": self.horizon,
-            "reach": self.reach,
         }  # fmt: skip
 
     @classmethod
-    def restored(cls, steering: Steering, state: dict[str, Any], device: torch.device) -> "LayerControl":
+    def restored(
+        cls, steering: Steering, state: dict[str, Any], device: torch.device, reach: float = math.inf
+    ) -> "LayerControl":
         """Return a layer as its ``state`` was saved, on ``device``."""
         state = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in state.items()}
-        layer = cls(steering, state["beta"], state["horizon"], state["reach"])
+        layer = cls(steering, state["beta"], state["horizon"], reach)
         layer.energy, layer.transfer, heat = state["energy"], state["transfer"], layer.thermostat
         heat.kl, heat.alive = state["kl"], state["alive"]
         heat.floor, heat.ceiling = state["floor"], state["ceiling"]

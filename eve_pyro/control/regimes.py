@@ -67,7 +67,7 @@ class Control(Callback):
         self.free = {site for site, found in rows.items() if found.loc == ()}
         self.reach = {site: found.reach for site, found in rows.items()}
         for site, state in self._saved.items():
-            self._add(site, LayerControl.restored(steering, state, task.device))
+            self._add(site, LayerControl.restored(steering, state, task.device, self.reach.get(site, inf)))
         self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)
         if steering.regime != "off":
             task.elbo.penalties["band"] = self.penalty

@@ -69,11 +69,11 @@ class FactorNormal(TorchDistribution):
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
         """Return the distribution of ``loc + scale * y``: dependence has no units, so the loadings stay."""
-        return self._moved(loc + scale * self.loc, scale * self.scale)
+        return self._at(loc + scale * self.loc, scale * self.scale)
 
     def stretched(self, factor: Tensor) -> "FactorNormal":
         """Return the distribution with its scale multiplied by ``factor``, which broadcasts to (..., B, 1, H)."""
-        return self._moved(self.loc, self.scale * factor)
+        return self._at(self.loc, self.scale * factor)
 
     @property
     def conditional(self) -> dist.Independent:
@@ -127,7 +127,7 @@ class FactorNormal(TorchDistribution):
         covariance = factor @ factor.mT + torch.diag_embed(noise.square())
         return DenseNormal(loc, covariance, validate_args=False)
 
-    def _moved(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
+    def _at(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
         """Return the distribution with another location and scale; what units and loadings say is not read again."""
         moved = copy(self)
         moved.loc, moved.scale = loc, scale
