@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eve_pyro import cli_accuracy, cli_bench, cli_pilot, cli_report
-from eve_pyro.cli_bench import say
-from eve_pyro.cli_data import Data, read_panel, with_standard_rows
+from eve_pyro.cli_data import Data, read_panel, say, with_standard_rows
 from eve_pyro.options import config_options
 
 if TYPE_CHECKING:

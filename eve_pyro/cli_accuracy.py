@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from eve_pyro.cli_bench import Draws, Recipe, Seeds, going_on, names, numbers, say
+from eve_pyro.cli_bench import Draws, Recipe, Seeds, going_on, names, numbers
+from eve_pyro.cli_data import say
 from eve_pyro.options import config_options
 
 MODELS = "eve,twin,twin_global,twin_t,low_rank,mc_dropout,ensemble,quantile,dlinear,repeat_last,seasonal_naive"

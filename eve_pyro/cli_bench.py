@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eve_pyro.cli_data import Data, read_panel, with_standard_rows
+from eve_pyro.cli_data import Data, read_panel, say, with_standard_rows
 from eve_pyro.options import config_options
 
 if TYPE_CHECKING:
@@ -112,11 +112,6 @@ def going_on() -> Iterator[None]:
     except KeyboardInterrupt:
         say(f"stopped; go on with the same command: {shlex.join(['eve-pyro', *sys.argv[1:]])}")
         raise
-
-
-def say(text: str) -> None:
-    """Print a line as it is."""
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def names(text: str, option: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""What the commands share: the argument DATA and how it is read."""
+"""What the commands share: the argument DATA, how it is read, and how a line is said."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 if TYPE_CHECKING:
     from eve_pyro.data import Panel
@@ -15,6 +16,11 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def read_panel(data: str) -> "Panel":

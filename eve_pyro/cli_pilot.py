@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eve_pyro.cli_bench import Recipe, going_on, names, say
-from eve_pyro.cli_data import Data, read_panel, with_standard_rows
+from eve_pyro.cli_bench import Recipe, going_on, names
+from eve_pyro.cli_data import Data, read_panel, say, with_standard_rows
 from eve_pyro.options import config_options
 
 if TYPE_CHECKING:

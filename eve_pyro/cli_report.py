@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eve_pyro.cli_bench import say
-from eve_pyro.cli_data import Data, read_panel
+from eve_pyro.cli_data import Data, read_panel, say
 
 
 def report(
