@@ -80,7 +80,7 @@ def _model(config: Config, loadings: bool) -> Forecaster:
     depth = options.depth if options.model == "stack" else 1
     names = [f"eve{level}" if depth > 1 else "eve" for level in range(1, depth + 1)]
     layers = [_layer(options, name, encoder.out_features, level > 0) for level, name in enumerate(names)]
-    readout = _readout(options, layers[-1], encoder.out_features, horizon, loadings)
+    readout = _readout(config, layers[-1], encoder.out_features, loadings)
     norm, width = InstanceNorm(options.floor), encoder.out_features
     volatility = EveLayer(VolatilityPrior(width), 1, name="volatility") if options.volatility else None
     if trajectory and data.path > 1:
@@ -105,9 +105,15 @@ def _layer(options: ModelOptions, name: str, state_size: int, above: bool) -> Ev
     return EveLayer(prior, options.units, options.latent_dim, options.pooling, name)
 
 
-def _readout(options: ModelOptions, layer: EveLayer, state_size: int, horizon: int, loadings: bool) -> nn.Module:
+def _readout(config: Config, layer: EveLayer, state_size: int, loadings: bool) -> nn.Module:
+    options, objective, horizon = config.model, config.objective, config.data.horizon
+    if objective.held and (options.readout != "factor" or objective.objective != "predictive" or objective.alpha == 1):
+        raise ValueError(
+            f"held {objective.held} learn from the predictive term alone, under the factor readout: name --objective "
+            "predictive, --alpha below 1 and --readout factor, or leave out --held"
+        )
     if options.readout == "factor":
-        return FactorReadout(layer, state_size, horizon, loadings)
+        return FactorReadout(layer, state_size, horizon, loadings, objective.held)
     decoder = MLPDecoder(options.units, options.hidden)
     head = StudentTReadout if options.readout == "student_t" else NormalReadout
     return head(decoder, horizon, options.head_scale, options.patches if options.model == "trajectory" else 1)

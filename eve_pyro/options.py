@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
@@ -67,6 +68,8 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
 
 def _plain_type(hint: Any) -> tuple[Any, tuple[str, ...]]:
     """Return the type an option is read as, and the words it may be. What it may hold is checked with the rest."""
+    if NoneType in get_args(hint):
+        hint = next(each for each in get_args(hint) if each is not NoneType)
     if get_origin(hint) is Literal:
         return str, get_args(hint)
     return (hint, ()) if hint in (int, float, bool, str) else (str, ())

@@ -60,15 +60,24 @@ def test_a_row_a_run_at_the_context_the_twin_chooses(data, tmp_path, monkeypatch
     pd.testing.assert_frame_equal(again, rows)
 
 
-@pytest.mark.parametrize("name", ["exchange_rate", "national_illness", "ILI", "ETTh1"])
-def test_a_set_has_options_of_its_own_that_the_command_overrides(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "alpha", "held", "epochs"),
+    [
+        ("ETTh1", 0.9, "scales", 4),
+        ("ETTh2", 0.5, None, 4),
+        ("exchange_rate", 0.1, None, 4),
+        ("national_illness", 0.5, "locations", 15),
+        ("ILI", 0.5, "locations", 15),
+    ],
+)
+def test_a_set_has_options_of_its_own_that_the_command_overrides(tmp_path, name, alpha, held, epochs):
     plan = partial(Plan, tmp_path, (name,))  # no file is read
-    own, recipe = plan().config(name, 24, 36), load_recipe("factor")
-    small = name != "ETTh1"
-    assert (own.objective.alpha < recipe.objective.alpha) == small
-    assert (own.training.epochs > recipe.training.epochs) == (name in ("national_illness", "ILI"))
-    named = plan(overrides={"alpha": 0.7, "epochs": 3}).config(name, 24, 36)
-    assert (named.objective.alpha, named.training.epochs) == (0.7, 3)
+    own = plan().config(name, 24, 36)
+    assert (own.objective.alpha, own.objective.held, own.training.epochs) == (alpha, held, epochs)
+    named = plan(overrides={"alpha": 1.0, "epochs": 3}).config(name, 24, 36)
+    assert (named.objective.alpha, named.objective.held, named.training.epochs) == (1.0, None, 3)
+    named = plan(overrides={"held": "locations"}).config(name, 24, 36)
+    assert (named.objective.alpha, named.objective.held) == (alpha, "locations")
 
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(data, tmp_path, monkeypatch):

@@ -77,10 +77,16 @@ class Plan:
         return self.contexts or default_contexts(name)[: 1 if self.protocol == "probts" else None]
 
     def config(self, name: str, horizon: int, context: int, seed: int = 0) -> Config:
-        """Return the configuration of a run on the set ``name``; what ``overrides`` do not name is the set's own."""
+        """Return the configuration of a run on the set ``name``.
+
+        What ``overrides`` do not name is the set's own; where they name the alpha, what it holds is left to them too.
+        """
+        overrides, own = dict(self.overrides or {}), default_options(name)
+        if "alpha" in overrides:
+            own.pop("held", None)
         split = {"rows": rows} if (rows := standard_split(name).rows) else {}
         fixed = {"horizon": horizon, "context_length": context, "seed": seed}
-        return load_recipe(self.recipe, {**default_options(name), **(self.overrides or {}), **split, **fixed})
+        return load_recipe(self.recipe, own | overrides | split | fixed)
 
 
 @dataclass(frozen=True)

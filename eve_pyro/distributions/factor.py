@@ -1,9 +1,9 @@
 """The factor normal, whose units carry dependence and whose marginals do not pay, and how likelihoods are rescaled."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import singledispatch
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
@@ -14,6 +14,8 @@ from torch.distributions import transforms as T
 
 from eve_pyro.distributions.dense import DenseNormal, LowRankNormal
 from eve_pyro.distributions.paths import path_moments
+
+Held = Literal["locations", "scales"]
 
 
 class FactorNormal(TorchDistribution):
@@ -31,7 +33,8 @@ class FactorNormal(TorchDistribution):
 
     Shapes: ``loc`` and ``scale`` (B, 1, H), ``loadings`` (H, N) or (B, H, N), ``gain`` (B, P, N), ``activity``
     (..., B, P, N). ``site`` names the latent whose last P path steps the activity comes from, and ``pool_weight`` how:
-    a = weight * sum_k z_k.
+    a = weight * sum_k z_k. What is ``held``, the locations or the scales, is a constant to the gradients of the paths'
+    densities, p(y | z) and p(y), and learns from the marginals alone.
     """
 
     arg_constraints: ClassVar = {
@@ -51,10 +54,12 @@ class FactorNormal(TorchDistribution):
         *,
         site: str,
         pool_weight: float = 1.0,
+        held: Held | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale, self.loadings, self.gain, self.activity = loc, scale, loadings, gain, activity
-        self.site, self.pool_weight = site, pool_weight
+        self.path_loc, self.path_scale = hold(loc, scale, held)
+        self.site, self.pool_weight, self.held = site, pool_weight, held
         self.patch = patches_of(loadings.shape[-2], activity.shape[-2], loadings.device)
         self.noise = (1 + self._read(gain.square(), loadings.square())).rsqrt()  # k, (B, 1, H)
         self.shift = self.noise * self._read(gain * activity, loadings)  # B a, (..., B, 1, H)
@@ -64,21 +69,25 @@ class FactorNormal(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FactorNormal":
         """Return the distribution with ``activity`` expanded, so that the batch shape is ``batch_shape``."""
         activity = self.activity.expand(*batch_shape[:-1], *self.activity.shape[-2:])
-        fields = self.loc, self.scale, self.loadings, self.gain, activity
-        return FactorNormal(*fields, site=self.site, pool_weight=self.pool_weight, validate_args=False)
+        expanded = FactorNormal(
+            self.loc, self.scale, self.loadings, self.gain, activity, site=self.site, pool_weight=self.pool_weight,
+            held=self.held, validate_args=False,
+        )  # fmt: skip
+        expanded.path_loc, expanded.path_scale = self.path_loc, self.path_scale
+        return expanded
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
         """Return the distribution of ``loc + scale * y``: dependence has no units, so the loadings stay."""
-        return self._at(loc + scale * self.loc, scale * self.scale)
+        return self._moved(lambda own_loc, own_scale: (loc + scale * own_loc, scale * own_scale))
 
     def stretched(self, factor: Tensor) -> "FactorNormal":
         """Return the distribution with its scale multiplied by ``factor``, which broadcasts to (..., B, 1, H)."""
-        return self._at(self.loc, self.scale * factor)
+        return self._moved(lambda own_loc, own_scale: (own_loc, own_scale * factor))
 
     @property
     def conditional(self) -> dist.Independent:
         """The normals p(y_h | z): batch (..., B, 1), event (H,)."""
-        loc, scale = self.loc + self.scale * self.shift, self.scale * self.noise
+        loc, scale = self.path_loc + self.path_scale * self.shift, self.path_scale * self.noise
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
@@ -116,10 +125,10 @@ class FactorNormal(TorchDistribution):
         if moments is None:
             return None
         mean, covariance = moments
-        loc = self.loc + self.scale * self.noise * self._read(self.gain * mean, self.loadings)
+        loc = self.path_loc + self.path_scale * self.noise * self._read(self.gain * mean, self.loadings)
         root = torch.linalg.cholesky(covariance)  # (..., N, P, P)
         weights = self.loadings * self.gain[..., self.patch, :]  # (B, H, N)
-        noise = self.scale * self.noise
+        noise = self.path_scale * self.noise
         factor = weights[..., None] * root[..., self.patch, :].transpose(-3, -2)  # (B, H, N, P)
         factor = noise[..., None] * factor.flatten(-2).unsqueeze(-3)  # (B, 1, H, N P)
         if factor.shape[-1] < factor.shape[-2]:
@@ -127,11 +136,14 @@ class FactorNormal(TorchDistribution):
         covariance = factor @ factor.mT + torch.diag_embed(noise.square())
         return DenseNormal(loc, covariance, validate_args=False)
 
-    def _at(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
-        """Return the distribution with another location and scale; what units and loadings say is not read again."""
+    def _moved(self, move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> "FactorNormal":
+        """Return the distribution with ``move`` of its location and scale; units and loadings are not read again."""
         moved = copy(self)
-        moved.loc, moved.scale = loc, scale
-        moved._batch_shape = torch.broadcast_shapes(loc.shape, scale.shape, self.shift.shape)[:-1]
+        moved.loc, moved.scale = move(self.loc, self.scale)
+        moved.path_loc, moved.path_scale = (moved.loc, moved.scale)
+        if self.held is not None:
+            moved.path_loc, moved.path_scale = move(self.path_loc, self.path_scale)
+        moved._batch_shape = torch.broadcast_shapes(moved.loc.shape, moved.scale.shape, self.shift.shape)[:-1]
         return moved
 
     def _read(self, weights: Tensor, loadings: Tensor) -> Tensor:
@@ -154,6 +166,11 @@ class FactorNormal(TorchDistribution):
         steps = self.activity.shape[-2]
         mean = self.pool_weight * mean.sum(-1)[..., -steps:].mT
         return mean, self.pool_weight**2 * covariance.sum(-3)[..., -steps:, -steps:]
+
+
+def hold(loc: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:
+    """Return ``loc`` and ``scale``, the one that is ``held`` as a constant to gradients."""
+    return loc.detach() if held == "locations" else loc, scale.detach() if held == "scales" else scale
 
 
 def patches_of(horizon: int, num_patches: int, device: torch.device) -> Tensor:
