@@ -15,7 +15,6 @@ from eve_pyro.bench.accuracy import Plan, run_accuracy
 from eve_pyro.bench.lineup import MODELS
 from eve_pyro.bench.rows import Job, read_rows, run_jobs
 from eve_pyro.cli_accuracy import MODELS as SHOWN
-from eve_pyro.config import load_recipe
 from eve_pyro.infer.scores import KEYS
 
 SMALL = {"units": 4, "hidden": 8, "features": 12, "batch_size": 64, "epochs": 1, "progress": False}
