@@ -110,7 +110,7 @@ def _readout(config: Config, layer: EveLayer, state_size: int, loadings: bool) -
     if objective.held and (options.readout != "factor" or objective.objective != "predictive" or objective.alpha == 1):
         raise ValueError(
             f"held {objective.held} learn from the predictive term alone, under the factor readout: name --objective "
-            "predictive, --alpha below 1 and --readout factor, or leave out --held"
+            "predictive, --alpha below 1 and --readout factor, or no --held"
         )
     if options.readout == "factor":
         return FactorReadout(layer, state_size, horizon, loadings, objective.held)

@@ -76,9 +76,18 @@ def test_holding_outlives_moves_and_larger_batches_and_lets_their_own_gradients_
 @pytest.mark.parametrize(
     "options", [{"alpha": 1.0}, {"objective": "elbo"}, {"readout": "normal", "guide": "future_aware"}]
 )
-def test_holding_without_a_predictive_term_of_its_own_is_refused(options):
-    with pytest.raises(ValueError, match="held scales learn from the predictive term alone"):
+def test_holding_without_a_predictive_term_is_refused(options):
+    with pytest.raises(ValueError, match="held scales learn from the predictive term alone, under the factor readout"):
         build(load_recipe("factor", SMALL | {"held": "scales"} | options))
+
+
+def test_holding_needs_marginals_in_closed_form():
+    """Under a contextual prior the volatility moves the marginals' means too, and they are no Student's t."""
+    pair = build(load_recipe("factor", SMALL | {"held": "scales", "prior": "contextual", "guide": "future_aware"}))
+    for weights in pair.model.layer.prior.parameters():
+        weights.data += 0.1 * torch.randn_like(weights)
+    with pytest.raises(ValueError, match="held scales learn from marginals in closed form"):
+        pair.elbo.differentiable_loss(pair.model, pair.guide, torch.randn(6, 1, 12), torch.randn(6, 5))
 
 
 def test_the_twin_of_a_held_forecaster_is_the_twin():

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from eve_pyro.distributions.factor import FactorNormal
+from eve_pyro.distributions.factor import FactorNormal, Held
 
 
 class VolatileFactor(TorchDistribution):
@@ -40,6 +40,11 @@ class VolatileFactor(TorchDistribution):
     def rescaled(self, loc: Tensor, scale: Tensor) -> "VolatileFactor":
         """Return the distribution of ``loc + scale * y``."""
         return VolatileFactor(self.factor.rescaled(loc, scale), self.volatility, self.site)
+
+    @property
+    def held(self) -> Held | None:
+        """What the densities of paths do not move."""
+        return self.factor.held
 
     @property
     def conditional(self) -> dist.Independent:
