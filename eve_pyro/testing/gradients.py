@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.programs import store_parameters
-from eve_pyro.protocols import Guide, Model
+from eve_pyro.protocols import OBSERVED, Guide, Integrable, Model
 from eve_pyro.testing.sites import said, samples, traced
 
 DRAWS = 2  # fewer than the windows, so that no axis of draws passes for one of windows
@@ -35,12 +35,18 @@ def elbo_loss(model: Model, guide: Guide, context: Tensor, future: Tensor) -> Te
 
 
 def log_density(model: Model, context: Tensor, future: Tensor) -> Tensor:
-    """Return log p at a draw of the prior, plus what a model shows to guides: whatever its parameters may serve."""
+    """Return log p at a draw of the prior, plus what a model shows to guides and to the predictive term: whatever its
+    parameters may serve.
+    """
     with torch.enable_grad():
         drawn = samples(traced("the model fails with gradients", model, context, future))
         values = {name: site["value"].detach() for name, site in drawn.items() if not site["is_observed"]}
         given = poutine.condition(model, data=values)  # else what only moves a prior would cancel in its own draws
-        total: Tensor = torch.as_tensor(traced("the model fails with gradients", given, context, future).log_prob_sum())
+        trace = traced("the model fails with gradients", given, context, future)
+        total: Tensor = torch.as_tensor(trace.log_prob_sum())
+        fn = trace.nodes[OBSERVED]["fn"]
+        if isinstance(fn, Integrable) and (exact := fn.marginal({name: drawn[name]["fn"] for name in values})):
+            total = total + exact.log_prob(future.unsqueeze(-2)).sum()
         if hasattr(model, "evidence"):
             for shown in model.evidence(context, future):
                 total = total + (shown * torch.randn_like(shown)).sum()
