@@ -69,6 +69,24 @@ def twin_of(config: Config) -> Config:
     )
 
 
+def why_not_held(config: Config) -> str | None:
+    """Return what held locations or scales would learn from, and what ``config`` lacks for it; None if nothing."""
+    model, objective, guide = config.model, config.objective, config.guide.guide
+    if model.readout != "factor" or objective.objective != "predictive" or objective.alpha == 1:
+        return (
+            "the predictive term alone, under the factor readout: name --objective predictive, --alpha below 1 and "
+            "--readout factor"
+        )
+    if guide == "delta" or (model.model == "stack" and model.depth > 1):
+        return "marginals in closed form: name another guide than delta and a model of one layer"
+    if model.volatility and (guide == "context" or model.prior not in ("standard", "ar1")):
+        return (
+            "marginals in closed form: beside a volatility unit name --prior standard or ar1 and another guide than "
+            "context, or --no-volatility"
+        )
+    return None
+
+
 def _model(config: Config, loadings: bool) -> Forecaster:
     options, data, horizon = config.model, config.data, config.data.horizon
     trajectory = options.model == "trajectory"
@@ -107,11 +125,8 @@ def _layer(options: ModelOptions, name: str, state_size: int, above: bool) -> Ev
 
 def _readout(config: Config, layer: EveLayer, state_size: int, loadings: bool) -> nn.Module:
     options, objective, horizon = config.model, config.objective, config.data.horizon
-    if objective.held and (options.readout != "factor" or objective.objective != "predictive" or objective.alpha == 1):
-        raise ValueError(
-            f"held {objective.held} learn from the predictive term alone, under the factor readout: name --objective "
-            "predictive, --alpha below 1 and --readout factor, or no --held"
-        )
+    if objective.held and (reason := why_not_held(config)):
+        raise ValueError(f"held {objective.held} learn from {reason}, or no --held")
     if options.readout == "factor":
         return FactorReadout(layer, state_size, horizon, loadings, objective.held)
     decoder = MLPDecoder(options.units, options.hidden)

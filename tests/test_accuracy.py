@@ -75,6 +75,9 @@ def test_a_set_has_options_of_its_own_that_the_command_overrides(tmp_path, name,
     assert (own.objective.alpha, own.objective.held, own.training.epochs) == (alpha, held, epochs)
     named = plan(overrides={"alpha": 1.0, "epochs": 3}).config(name, 24, 36)
     assert (named.objective.alpha, named.objective.held, named.training.epochs) == (1.0, None, 3)
+    for other in ({"objective": "elbo"}, {"guide": "context"}, {"prior": "learned"}, {"model": "stack"}):
+        assert plan(overrides=other).config(name, 24, 36).objective.held is None  # nobody asked for it
+    assert plan(recipe="conditional").config(name, 24, 36).objective.held is None
     named = plan(overrides={"held": "locations"}).config(name, 24, 36)
     assert (named.objective.alpha, named.objective.held) == (alpha, "locations")
 

@@ -3,13 +3,28 @@
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import CONTEXT, HORIZON
+from lightning.pytorch.callbacks import Callback
 
 from eve_pyro.builder import build
 from eve_pyro.config import load_recipe
 from eve_pyro.distributions import FactorNormal
+from eve_pyro.distributions.factor import hold
+from eve_pyro.guides import FutureAware
+from eve_pyro.infer.fit import Training, fit
+from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.predictive import forecast_latents, forecast_trace, marginal, observation
+from eve_pyro.priors import ContextualPrior
 
-SMALL = {"context_length": 12, "horizon": 5, "units": 3, "hidden": 8, "features": 12, "dropout": 0.0, "epochs": 1}
+SMALL = {
+    "context_length": CONTEXT,
+    "horizon": HORIZON,
+    "units": 3,
+    "hidden": 8,
+    "features": 12,
+    "dropout": 0.0,
+    "epochs": 1,
+}
 ALPHA = 0.8
 
 
@@ -42,7 +57,7 @@ def gradients(model, loss):
 @pytest.mark.parametrize("volatility", [True, False])
 @pytest.mark.parametrize("held", ["locations", "scales", None])
 def test_what_is_held_learns_from_the_marginals_alone(held, volatility):
-    context, future = torch.randn(6, 1, 12).double(), torch.randn(6, 5).double()
+    context, future = torch.randn(6, 1, CONTEXT).double(), torch.randn(6, HORIZON).double()
     (loss, found), (free_loss, whole) = (losses(shaken(each, volatility), context, future) for each in (held, None))
     torch.testing.assert_close(loss, free_loss, rtol=0, atol=0)  # the value is the same, whatever is held
 
@@ -74,20 +89,51 @@ def test_holding_outlives_moves_and_larger_batches_and_lets_their_own_gradients_
 
 
 @pytest.mark.parametrize(
-    "options", [{"alpha": 1.0}, {"objective": "elbo"}, {"readout": "normal", "guide": "future_aware"}]
+    ("options", "message"),
+    [
+        ({"alpha": 1.0}, "the predictive term alone"),
+        ({"objective": "elbo"}, "the predictive term alone"),
+        ({"readout": "normal", "guide": "future_aware"}, "the predictive term alone"),
+        ({"prior": "learned"}, "marginals in closed form: beside a volatility unit name --prior standard"),
+        ({"guide": "context"}, "marginals in closed form: beside a volatility unit name --prior standard"),
+        ({"guide": "delta", "volatility": False}, "marginals in closed form: name another guide than delta"),
+        ({"model": "stack", "volatility": False}, "marginals in closed form: name another guide than delta"),
+    ],
 )
-def test_holding_without_a_predictive_term_is_refused(options):
-    with pytest.raises(ValueError, match="held scales learn from the predictive term alone, under the factor readout"):
+def test_holding_what_nothing_else_would_move_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"held scales learn from {message}"):
         build(load_recipe("factor", SMALL | {"held": "scales"} | options))
 
 
-def test_holding_needs_marginals_in_closed_form():
-    """Under a contextual prior the volatility moves the marginals' means too, and they are no Student's t."""
-    pair = build(load_recipe("factor", SMALL | {"held": "scales", "prior": "contextual", "guide": "future_aware"}))
-    for weights in pair.model.layer.prior.parameters():
+def test_a_program_of_ones_own_is_refused_too(windows):
+    model, guide, _ = shaken("scales")
+    model.float(), guide.float()
+    for elbo in (LocalELBO(), LocalELBO("predictive", alpha=1.0)):
+        with pytest.raises(ValueError, match="held scales learn from the predictive term alone"):
+            fit(model, guide, windows, elbo)
+    model.layer.prior = ContextualPrior(model.state_size, 3)
+    for weights in model.layer.prior.parameters():
         weights.data += 0.1 * torch.randn_like(weights)
     with pytest.raises(ValueError, match="held scales learn from marginals in closed form"):
-        pair.elbo.differentiable_loss(pair.model, pair.guide, torch.randn(6, 1, 12), torch.randn(6, 5))
+        fit(model, FutureAware(model), windows, LocalELBO("predictive"))
+    with pytest.raises(ValueError, match="what is held is locations or scales, not 'scale'"):
+        hold(torch.zeros(1), torch.ones(1), "scale")
+
+
+def test_a_loss_that_breaks_under_what_is_held_keeps_the_best_epoch(windows):
+    model, guide, elbo = shaken("scales")
+    model.float(), guide.float()
+
+    class Break(Callback):
+        def on_train_epoch_start(self, trainer, task):
+            if trainer.current_epoch:
+                model.readout.loc.weight.data.fill_(torch.nan)
+
+    training = Training(epochs=3, batch_size=64, progress=False)
+    done = fit(model, guide, windows, elbo, training, callbacks=[Break()])
+    assert done.best_epoch == 0
+    assert "not finite" in done.stopped
+    assert torch.isfinite(model.readout.loc.weight).all()
 
 
 def test_the_twin_of_a_held_forecaster_is_the_twin():

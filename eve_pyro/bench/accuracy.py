@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row
 from eve_pyro.bench.rows import Job, Say, read_rows, run_jobs
 from eve_pyro.bench.sets import DataSet, default_contexts, default_horizons, default_options, find_set, load_set
 from eve_pyro.bench.trials import fingerprint, settings_of
+from eve_pyro.builder import why_not_held
 from eve_pyro.config import Config, load_recipe
 from eve_pyro.data import Panel, standard_split
 from eve_pyro.infer.programs import evaluating
@@ -86,7 +87,10 @@ class Plan:
             own.pop("held", None)
         split = {"rows": rows} if (rows := standard_split(name).rows) else {}
         fixed = {"horizon": horizon, "context_length": context, "seed": seed}
-        return load_recipe(self.recipe, own | overrides | split | fixed)
+        config = load_recipe(self.recipe, own | overrides | split | fixed)
+        if "held" in own and "held" not in overrides and why_not_held(config):
+            return replace(config, objective=replace(config.objective, held=None))
+        return config
 
 
 @dataclass(frozen=True)

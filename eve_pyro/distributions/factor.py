@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import singledispatch
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -170,6 +170,8 @@ class FactorNormal(TorchDistribution):
 
 def hold(loc: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:
     """Return ``loc`` and ``scale``, the one that is ``held`` as a constant to gradients."""
+    if held not in (None, *get_args(Held)):
+        raise ValueError(f"what is held is {' or '.join(get_args(Held))}, not {held!r}")
     return loc.detach() if held == "locations" else loc, scale.detach() if held == "scales" else scale
 
 

@@ -49,12 +49,12 @@ class IntegratedFactor(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(y), in nats per window."""
         factor, loadings, gain = self.factor, self.factor.loadings, self.factor.gain  # gain (B, 1, N)
-        noise = factor.scale * factor.noise
-        pull = gain * ((value - self.mean) / noise @ loadings)  # (..., B, 1, N)
+        loc, noise = factor.path_loc.expand_as(self.mean), factor.path_scale * factor.noise
+        pull = gain * ((value - loc) / noise @ loadings)  # (..., B, 1, N)
         precision = gain.unsqueeze(-1) * (loadings.mT @ loadings) * gain.unsqueeze(-2)  # (B, 1, N, N)
         root = torch.linalg.cholesky(precision + torch.eye(loadings.shape[-1]).to(precision))
         white = torch.linalg.solve_triangular(root, pull.unsqueeze(-1), upper=False)[..., 0]
-        alone = dist.Normal(self.mean, noise, validate_args=False).log_prob(value).sum(-1)
+        alone = dist.Normal(loc, noise, validate_args=False).log_prob(value).sum(-1)
         return alone - root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * white.square().sum(-1)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008

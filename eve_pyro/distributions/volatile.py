@@ -105,7 +105,8 @@ class VolatileFactor(TorchDistribution):
 
     def _moved(self, normal: TorchDistribution) -> bool:
         """Whether the units' activity has another mean than 0, which a volatility would scale too."""
-        return bool((normal.mean != self.factor.loc).any())
+        # NaN is no move: it ends as a loss that is not finite.
+        return bool(((normal.mean - self.factor.loc).abs() > 0).any())
 
 
 class MultivariateT(TorchDistribution):
