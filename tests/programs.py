@@ -1,4 +1,4 @@
-"""Programs that the tests of the conformance suite share: a plain pair with faults to choose from, and a stack."""
+"""Programs that tests share: plain pairs of functions, one of them with faults to choose from, and a stack."""
 
 from contextlib import ExitStack
 
@@ -95,3 +95,27 @@ def stack(readout):
     factor = readout == "factor"
     head = FactorReadout(layers[-1], 20, HORIZON) if factor else NormalReadout(MLPDecoder(UNITS, 8), HORIZON)
     return Stack(encoder(), layers, head, HORIZON)
+
+
+def plain_pair(units=3):
+    head, encode = nn.Linear(CONTEXT + units, HORIZON), nn.Linear(CONTEXT + HORIZON, 2 * units)
+
+    def model(context, future=None):
+        pyro.module("head", head)
+        noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("windows", len(context), dim=-2):
+            with pyro.plate("units", units, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            past = context[:, 0].expand(*z.shape[:-1], -1)
+            loc = head(torch.cat([past, z], -1)).unsqueeze(-2)
+            pyro.sample("y", dist.Normal(loc, noise).to_event(1), obs=None if future is None else future.unsqueeze(-2))
+
+    def guide(context, future=None):
+        if future is None:
+            return
+        pyro.module("encode", encode)
+        loc, log_scale = encode(torch.cat([context[:, 0], future], -1)).chunk(2, -1)
+        with pyro.plate("windows", len(context), dim=-2), pyro.plate("units", units, dim=-1):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+    return model, guide

@@ -6,7 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import CONTEXT, HORIZON, make_model
+from conftest import HORIZON, make_model
+from programs import plain_pair
 from torch import nn
 
 from eve_pyro.infer.fit import Training, fit
@@ -15,30 +16,6 @@ from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.scores import evaluate
 
 QUICK = Training(epochs=2, batch_size=64, progress=False)
-
-
-def plain_pair(units=3):
-    head, encode = nn.Linear(CONTEXT + units, HORIZON), nn.Linear(CONTEXT + HORIZON, 2 * units)
-
-    def model(context, future=None):
-        pyro.module("head", head)
-        noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
-        with pyro.plate("windows", len(context), dim=-2):
-            with pyro.plate("units", units, dim=-1):
-                z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            past = context[:, 0].expand(*z.shape[:-1], -1)
-            loc = head(torch.cat([past, z], -1)).unsqueeze(-2)
-            pyro.sample("y", dist.Normal(loc, noise).to_event(1), obs=None if future is None else future.unsqueeze(-2))
-
-    def guide(context, future=None):
-        if future is None:
-            return
-        pyro.module("encode", encode)
-        loc, log_scale = encode(torch.cat([context[:, 0], future], -1)).chunk(2, -1)
-        with pyro.plate("windows", len(context), dim=-2), pyro.plate("units", units, dim=-1):
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
-
-    return model, guide
 
 
 @pytest.mark.parametrize("objective", ["elbo", "mixture", "predictive"])

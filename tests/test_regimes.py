@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import GUIDES, UNITS, make_model, shaken
-from test_fit import LinearGaussian, LinearGuide, plain_pair, weights
+from programs import plain_pair
+from test_fit import LinearGaussian, LinearGuide, weights
 from torch import nn
 
 from eve_pyro.control.band import heterogeneous_band

@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import GUIDES, make_model
 from lightning.pytorch.callbacks import Callback
-from test_fit import plain_pair, weights
+from programs import plain_pair
+from test_fit import weights
 
 from eve_pyro.control.steering import Steering
 from eve_pyro.infer.callbacks import CHECKPOINT, Pause
