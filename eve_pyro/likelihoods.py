@@ -136,7 +136,7 @@ class FactorReadout(nn.Module):
 
     def forward(self, activity: Tensor, state: Tensor) -> TorchDistribution:
         """Return the future given the units, or the independent normals of the twin."""
-        loc, scale = self.loc(state[:, -1:]), bounded_scale(self.scale(state[:, -1:]))
+        loc, scale = self.loc_scale(state)
         if self.loadings is None or self.gain is None:
             return dist.Normal(loc, scale, validate_args=False).to_event(1)
         gain = self._gain(state).expand(-1, *activity.shape[-2:])
@@ -145,6 +145,10 @@ class FactorReadout(nn.Module):
             held=self.held, validate_args=False,
         )  # fmt: skip
 
+    def loc_scale(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale of the marginals, each (B, 1, H)."""
+        return self.loc(state[:, -1:]), bounded_scale(self.scale(state[:, -1:]))
+
     def _gain(self, state: Tensor) -> Tensor:
         """Return the gain of each window, (B, 1, 1)."""
         assert self.gain is not None
@@ -152,8 +156,8 @@ class FactorReadout(nn.Module):
 
     def surprise(self, target: Tensor, state: Tensor) -> Tensor:
         """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, P, F)."""
-        loc, scale = hold(self.loc(state[:, -1]), bounded_scale(self.scale(state[:, -1])), self.held)
-        return (target - loc) / scale
+        loc, scale = hold(*self.loc_scale(state), self.held)
+        return (target - loc[:, 0]) / scale[:, 0]
 
     def rows(self) -> UnitRows | None:
         """Return each unit's loadings, (N, H); None for a twin."""
@@ -169,7 +173,8 @@ class FactorReadout(nn.Module):
         gain, loadings = self._gain(state)[:, 0], 3 * self.loadings  # (B, 1), (H, N)
         patches = torch.arange(state.shape[-2], device=state.device)
         own = (patches_of(len(loadings), len(patches), state.device) == patches[:, None]).to(gain.dtype)  # (P, H)
+        by_patch = own.unsqueeze(-1) * loadings  # (P, H, N)
         surprise = surprise * (1 + gain.square() * loadings.square().sum(-1)).sqrt()  # in deviations of the noise
-        pull = torch.einsum("...bh,ph,hn->...bnp", gain * surprise, own, loadings)
-        precision = torch.einsum("ph,hn,hm->nmp", own, loadings, loadings).diag_embed()  # (N, N, P, P)
+        pull = torch.einsum("...bh,phn->...bnp", gain * surprise, by_patch)
+        precision = (by_patch.mT @ loadings).permute(1, 2, 0).diag_embed()  # (N, N, P, P)
         return Information(precision.transpose(1, 2), gain[:, 0].square(), pull, surprise.square().sum(-1))

@@ -120,4 +120,6 @@ def coverage(pit: Tensor, level: float = 0.9) -> Tensor:
 
 def log_score(log_prob: Tensor) -> Tensor:
     """Negative log density of an equal mixture, from the components' log densities at the truth (S, ...), in nats."""
+    if log_prob.shape[0] == 1:
+        return -log_prob[0]
     return math.log(log_prob.shape[0]) - log_prob.logsumexp(0)

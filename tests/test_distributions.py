@@ -50,6 +50,13 @@ def test_standard_units_leave_the_marginals_alone(factor):
     torch.testing.assert_close(marginal.stddev, factor.scale)
 
 
+def test_marginals_teach_a_prior_that_learns_and_happens_to_be_standard(factor):
+    loc, scale = (torch.full((N, 1, 1), value, dtype=torch.float64, requires_grad=True) for value in (0.0, 1.0))
+    marginal = factor.marginal({"eve.z": dist.Normal(loc, scale).to_event(2)})
+    found = torch.autograd.grad(marginal.log_prob(torch.ones(B, 1, H).double()).sum(), (loc, scale))
+    assert all((gradient != 0).all() for gradient in found)
+
+
 def test_conditional_averages_to_the_joint(factor):
     """E_z p(y | z) by brute force over many draws of z equals the closed form."""
     y = factor.joint(latents()).sample()

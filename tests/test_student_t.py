@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eve_pyro import metrics
+from eve_pyro.distributions.volatile import WindowT
 from eve_pyro.infer.predictive import Predictive, cdf, moments, quantile
 from eve_pyro.infer.scores import marginal_scores
 
@@ -44,6 +45,16 @@ def test_crps_broadcasts_keeps_the_type_and_tends_to_a_normals():
     np.testing.assert_allclose(single, metrics.crps_student_t(df[:, :1], loc, scale, truth), rtol=1e-5)
     normal = metrics.crps_normal(loc, scale, truth)
     torch.testing.assert_close(metrics.crps_student_t(df * 1e6, loc, scale, truth), normal, rtol=1e-5, atol=1e-6)
+
+
+def test_a_t_of_one_df_a_window_has_torchs_density_and_gradients():
+    df, loc, scale, truth = fields(B, 1, H)
+    leaves = [each.clone().requires_grad_() for each in (df[..., :1], loc, scale)]
+    found, expected = WindowT(*leaves).expand((2, B, 1, H)), dist.StudentT(*leaves).expand((2, B, 1, H))
+    assert isinstance(found, WindowT)
+    torch.testing.assert_close(found.log_prob(truth), expected.log_prob(truth))
+    gradients = [torch.autograd.grad(fn.log_prob(truth).sum(), leaves) for fn in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

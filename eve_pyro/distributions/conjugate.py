@@ -1,5 +1,6 @@
 """The exact posterior of units that a linear-Gaussian likelihood reads."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,16 +46,20 @@ class ConjugateUnits(JointUnits):
         whitened = self.precision.solve(pulled)
         self.explained = (pulled * whitened).sum(-1)  # of the squared surprise, where E a = 0: (..., B)
         self.whitened_loc = whitened.unflatten(-1, known.pull.shape[-2:])  # m, (..., N, P)
-        self.blocks = self.precision.inverse_blocks(self.reads)  # Cov u_n, (..., N, P, P)
         self.loc = self.prior_loc + self._follow(self.whitened_loc)
         super().__init__(self.loc.shape[:-2], self.loc.shape[-2:], validate_args=False)
+
+    @cached_property
+    def blocks(self) -> Tensor:
+        """Cov u_n, (..., N, P, P)."""
+        return self.precision.inverse_blocks(self.reads)
 
     @property
     def mean(self) -> Tensor:
         """Mean, (..., N, T, K)."""
         return self.loc
 
-    @property
+    @cached_property
     def covariance(self) -> Tensor:
         """Covariance of each unit over its path, for each latent dimension, (..., N, K, T, T)."""
         gone = torch.eye(self.reads, dtype=self.loc.dtype, device=self.loc.device) - self.blocks
@@ -102,6 +107,8 @@ class ConjugateUnits(JointUnits):
 
     def _whiten(self, z: Tensor) -> Tensor:
         away = (self._activity(z) - self.activity_loc).unsqueeze(-1)
+        if self.reads == 1:  # thousands of systems of one equation
+            return (away / self.root)[..., 0]
         return solve_triangular(self.root, away, upper=False)[..., 0]
 
     def _follow(self, whitened: Tensor) -> Tensor:
@@ -117,7 +124,8 @@ def _once(covariance: Tensor) -> Tensor:
 
 def _precision(root: Tensor, known: Information) -> Precision:
     """Return I + R' (strength * precision) R."""
-    rooted = torch.einsum("...nqp,...nqms,...msr->...npmr", root, known.precision, root)
+    rooted = torch.einsum("...nqms,...msr->...nqmr", known.precision, root)
+    rooted = torch.einsum("...nqp,...nqmr->...npmr", root, rooted)
     rooted = rooted.flatten(-4, -3).flatten(-2)  # (..., N P, N P)
     if rooted.ndim == 2:
         return Spectral(rooted, known.strength)

@@ -110,18 +110,20 @@ class FactorNormal(TorchDistribution):
 
     def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return the normals p(y_h) with Gaussian units integrated out: batch (B, 1), event (H,)."""
-        moments = self._activity_moments(latents)
+        moments = self.activity_moments(latents)
         if moments is None:
             return None
         mean, covariance = moments
         variance = covariance.diagonal(dim1=-2, dim2=-1).mT  # (..., P, N)
+        if _constant(mean, 0) and _constant(variance, 1):
+            return dist.Normal(self.loc, self.scale, validate_args=False).to_event(1)
         shift = self.noise * self._read(self.gain * mean, self.loadings)
         spread = self._read(self.gain.square() * variance, self.loadings.square())
         return dist.Normal(self.loc + self.scale * shift, self.scale * self.noise * (1 + spread).sqrt()).to_event(1)
 
     def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return the normal p(y) with Gaussian units integrated out: batch (B, 1), event (H,)."""
-        moments = self._activity_moments(latents)
+        moments = self.activity_moments(latents)
         if moments is None:
             return None
         mean, covariance = moments
@@ -154,7 +156,7 @@ class FactorNormal(TorchDistribution):
         steps = torch.arange(by_patch.shape[-1], device=by_patch.device)
         return by_patch[..., self.patch, steps].unsqueeze(-2)
 
-    def _activity_moments(self, latents: Mapping[str, TorchDistribution | None]) -> tuple[Tensor, Tensor] | None:
+    def activity_moments(self, latents: Mapping[str, TorchDistribution | None]) -> tuple[Tensor, Tensor] | None:
         """Mean (..., P, N) and covariance (..., N, P, P) of the activity that is read, where the units are independent
         Gaussian paths and nothing else was drawn that their distribution may depend on.
         """
@@ -166,6 +168,11 @@ class FactorNormal(TorchDistribution):
         steps = self.activity.shape[-2]
         mean = self.pool_weight * mean.sum(-1)[..., -steps:].mT
         return mean, self.pool_weight**2 * covariance.sum(-3)[..., -steps:, -steps:]
+
+
+def _constant(moment: Tensor, value: float) -> bool:
+    """Whether a moment is ``value`` and stays so in training."""
+    return not moment.requires_grad and bool((moment == value).all())
 
 
 def hold(loc: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:

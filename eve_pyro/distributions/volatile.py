@@ -1,5 +1,6 @@
 """The factor normal with a volatility unit: heavy tails, and windows that are calm or wild as a whole."""
 
+import math
 from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any, ClassVar
@@ -83,30 +84,46 @@ class VolatileFactor(TorchDistribution):
 
     def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return p(y_h) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
+        units = self._units(latents)
         factor, wild = self.given(latents.get(self.site))
-        normal = None if factor is None else factor.marginal(self._units(latents))
-        if normal is None or wild is None:
-            return normal
-        (df, stretch), scale = wild, normal.stddev
-        t = dist.StudentT(df, normal.mean, stretch * scale, validate_args=False).to_event(1)
-        return None if self._moved(normal) else t
-
-    def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
-        """Return p(y) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
-        factor, wild = self.given(latents.get(self.site))
-        normal = None if factor is None else factor.joint(self._units(latents))
+        normal = None if factor is None else factor.marginal(units)
         if normal is None or wild is None:
             return normal
         df, stretch = wild
-        return None if self._moved(normal) else MultivariateT(df[..., 0], stretch[..., 0], normal)
+        t = WindowT(df, normal.mean, stretch * normal.stddev, validate_args=False).to_event(1)
+        return None if self._moved(units) else t
+
+    def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+        """Return p(y) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
+        units = self._units(latents)
+        factor, wild = self.given(latents.get(self.site))
+        normal = None if factor is None else factor.joint(units)
+        if normal is None or wild is None:
+            return normal
+        df, stretch = wild
+        return None if self._moved(units) else MultivariateT(df[..., 0], stretch[..., 0], normal)
 
     def _units(self, latents: Mapping[str, TorchDistribution | None]) -> dict[str, TorchDistribution | None]:
         return {site: fn for site, fn in latents.items() if site != self.site}
 
-    def _moved(self, normal: TorchDistribution) -> bool:
+    def _moved(self, units: Mapping[str, TorchDistribution | None]) -> bool:
         """Whether the units' activity has another mean than 0, which a volatility would scale too."""
+        moments = self.factor.activity_moments(units)
         # NaN is no move: it ends as a loss that is not finite.
-        return bool(((normal.mean - self.factor.loc).abs() > 0).any())
+        return moments is not None and bool((moments[0].abs() > 0).any())
+
+
+class WindowT(dist.StudentT):  # type: ignore[misc]  # untyped in Pyro
+    """Student's t whose degrees of freedom are the same for all steps of a window, the last axis.
+
+    The density's constants, which are dear, are computed once a window.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of every step, in nats."""
+        df, away = self.df[..., :1], (value - self.loc) / self.scale
+        constant = torch.lgamma(0.5 * (df + 1)) - torch.lgamma(0.5 * df) - 0.5 * (math.pi * df).log()
+        return constant - self.scale.log() - 0.5 * (df + 1) * torch.log1p(away.square() / df)
 
 
 class MultivariateT(TorchDistribution):
