@@ -18,7 +18,34 @@ from eve_pyro.distributions.paths import path_moments
 Held = Literal["locations", "scales"]
 
 
-class FactorNormal(TorchDistribution):
+class GivenLatents(TorchDistribution):
+    """p(y | z) with its latents drawn: draws, density and moments are those of ``conditional``."""
+
+    @property
+    def conditional(self) -> dist.Independent:
+        """Independent values, p(y_h | z): batch (..., B, 1), event (H,)."""
+        raise NotImplementedError
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Draw y given the latents, reparameterised."""
+        return self.conditional.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(y | z), in nats per window."""
+        return self.conditional.log_prob(value)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean given the latents, (..., B, 1, H)."""
+        return self.conditional.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance given the latents, (..., B, 1, H)."""
+        return self.conditional.variance
+
+
+class FactorNormal(GivenLatents):
     """A normal whose dependence is carried by latent units, and whose marginals do not pay for it.
 
     With loadings A (H, N), a gain g (N) per window and the units' activity a::
@@ -89,24 +116,6 @@ class FactorNormal(TorchDistribution):
         """The normals p(y_h | z): batch (..., B, 1), event (H,)."""
         loc, scale = self.path_loc + self.path_scale * self.shift, self.path_scale * self.noise
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
-
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Draw y given the activity, reparameterised."""
-        return self.conditional.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(y | z), in nats per window."""
-        return self.conditional.log_prob(value)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean given the activity, (..., B, 1, H)."""
-        return self.conditional.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance given the activity, (..., B, 1, H)."""
-        return self.conditional.variance
 
     def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
         """Return the normals p(y_h) with Gaussian units integrated out: batch (B, 1), event (H,)."""

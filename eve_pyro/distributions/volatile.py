@@ -11,10 +11,10 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from eve_pyro.distributions.factor import FactorNormal, Held
+from eve_pyro.distributions.factor import FactorNormal, GivenLatents, Held
 
 
-class VolatileFactor(TorchDistribution):
+class VolatileFactor(GivenLatents):
     """A ``FactorNormal`` whose deviations the activity v of a volatility unit divides by sqrt(v).
 
     Where v ~ Gamma(c, r) and the units' activity has mean 0, values are p(y_h) = StudentT(2c, loc_h, scale_h sqrt(r/c))
@@ -51,24 +51,6 @@ class VolatileFactor(TorchDistribution):
     def conditional(self) -> dist.Independent:
         """The normals p(y_h | z, v): batch (..., B, 1), event (H,)."""
         return self.factor.stretched(self.volatility.rsqrt()).conditional
-
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Draw y given the activities, reparameterised."""
-        return self.conditional.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(y | z, v), in nats per window."""
-        return self.conditional.log_prob(value)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean given the activities, (..., B, 1, H)."""
-        return self.conditional.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance given the activities, (..., B, 1, H)."""
-        return self.conditional.variance
 
     def given(self, volatility: TorchDistribution | None) -> tuple[FactorNormal | None, tuple[Tensor, Tensor] | None]:
         """Return the factor normal under a point ``volatility``, or the one at 1 with df and stretch of a Gamma, each
