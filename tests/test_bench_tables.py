@@ -101,3 +101,26 @@ def test_the_picture_has_a_point_a_cell_and_rival(rows):
     points = [container.lines[0].get_xydata() for container in axes[0].containers]
     assert [len(each) for each in points] == [2, 1]  # twin in both cells, repeat_last in one
     assert points[0][:, 0] == pytest.approx([100 * (3.7 / 3 - 1), -20.0])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda rows: pd.concat([rows, rows.iloc[3:4]]), "line 12: this run is there twice"),
+        (lambda rows: rows.assign(crps=["abc", *rows["crps"][1:]]), "line 2: crps is 'abc'"),
+        (lambda rows: rows.assign(context=["long", *rows["context"][1:]]), "line 2: context is 'long'"),
+        (lambda rows: rows.assign(model=[*rows["model"][:-1], None]), "line 11: model is missing"),
+        (lambda rows: rows.assign(val_crps=np.nan), "line 2: val_crps is missing"),
+        (lambda rows: rows.drop(columns="context"), "it has no column 'context'"),
+    ],
+)
+def test_a_table_edited_by_hand_is_refused_with_the_line(rows, tmp_path, edit, message):
+    edit(rows.assign(fingerprint="f0")).to_csv(tmp_path / "accuracy.csv", index=False)
+    with pytest.raises(ValueError, match=message):
+        write_tables(tmp_path)
+
+
+def test_a_failed_seed_does_not_hide_the_others(rows):
+    cells = cell_table(rows.assign(joint_log_score=[*rows["joint_log_score"][:-1], 7e4]))
+    scales = [ax.get_xscale() for ax in plots.accuracy_chart(cells, ("crps", "joint_log_score")).axes]
+    assert scales == ["linear", "symlog"]

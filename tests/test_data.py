@@ -38,6 +38,13 @@ def test_every_way_in_gives_the_same_panel(tmp_path):
     np.testing.assert_array_equal(array.values[1], panels[0].values[1])
 
 
+def test_names_of_series_stay_as_they_are_written_however_long_the_file(tmp_path):
+    names, rows = [f"{number:03d}" for number in range(58)] + ["OT"], 4_600  # more than pandas types at once
+    frame = pd.DataFrame({"unique_id": np.repeat(names, rows), "ds": np.tile(np.arange(rows), len(names)), "y": 1.5})
+    frame.to_csv(tmp_path / "long.csv", index=False)
+    assert list(Panel.from_file(tmp_path / "long.csv").names) == names
+
+
 def test_series_of_different_lengths_live_in_one_panel():
     frame = pd.concat([long_of(wide(40)), long_of(wide(30)).assign(unique_id="short")])
     windows = make_windows(Panel.from_long(frame), 4, 2)

@@ -117,6 +117,14 @@ def test_where_units_do_not_have_mean_zero_or_volatility_is_no_gamma_there_is_no
         assert fn.joint(latents) is None
 
 
+def test_a_mean_that_may_learn_leaves_no_closed_form_even_where_it_still_is_zero():
+    fn = volatile(factor(3), torch.ones(B, 1, 1, 1).double(), VOLATILITY)
+    mean = torch.zeros(B, 3, 1, 2).double().requires_grad_()
+    latents = {SITE: dist.Normal(mean, 1.0).to_event(2), VOLATILITY: gamma(2.0, 2.0)}
+    assert fn.marginal(latents) is None
+    assert fn.joint(latents) is None
+
+
 def test_particles_of_the_units_prior_keep_the_closed_form():
     latents = {VOLATILITY: gamma(2.0, 2.0), SITE: units_of(2, particles=(5,))}
     fn = VolatileFactor(factor(2), torch.ones(B, 1, 1).double(), VOLATILITY)

@@ -11,7 +11,7 @@ import pandas as pd
 from eve_pyro.bench.lineup import MODELS, TRAINED, build_pair, config_of, train
 from eve_pyro.bench.peers import PEERS, peer_row
 from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row
-from eve_pyro.bench.rows import Job, Say, read_rows, run_jobs
+from eve_pyro.bench.rows import MARKS, Job, Say, read_rows, run_jobs
 from eve_pyro.bench.sets import DataSet, default_contexts, default_horizons, default_options, find_set, load_set
 from eve_pyro.bench.trials import fingerprint, settings_of
 from eve_pyro.builder import why_not_held
@@ -116,6 +116,7 @@ def run_accuracy(plan: Plan, out: Path, say: Say = print) -> pd.DataFrame:
     plan.check()
     table, cells = out / TABLE, []
     known = read_rows(table)
+    check_table(known, {"checksum"}, table)
     for name in plan.sets:
         source = load_set(find_set(plan.data, name), name)
         _check_same(known, source, table)
@@ -135,8 +136,9 @@ def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
     for horizon in plan.horizons or default_horizons(source.name):
         fitting = []
         for context in plan.contexts_of(source.name):
+            config = plan.config(source.name, horizon, context)
             try:
-                windows_of(source.panel, plan.config(source.name, horizon, context))
+                windows_of(source.panel, config)
             except ValueError as error:
                 reason = error
                 say(f"{source.name}, horizon {horizon}: context {context} is left out: {error}")
@@ -211,17 +213,34 @@ def _rehearse(model: str, config: Config, panel: Panel) -> None:
         pair.elbo.loss(pair.model, pair.guide, *train_rows[:2])
 
 
-def check_columns(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
-    """Raise ValueError for a table that lacks one of the ``wanted`` columns."""
-    if missing := wanted - set(rows):
+def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
+    """Raise ValueError for a table with rows that lacks a column, has a word for a number, or has a row twice."""
+    if rows.empty:
+        return
+    labels = [*CELL, "context", "model", "seed"]
+    if missing := {*labels, *wanted} - set(rows):
         raise ValueError(f"{table} is no table of this benchmark: it has no column {sorted(missing)[0]!r}")
+    text = {"protocol", "set", "model", *MARKS}
+    for name in rows:
+        needed = name in labels or name == "checksum" or (rows["model"] == CHOOSER if name == "val_crps" else False)
+        wrong = rows[name].isna() & needed
+        if name not in text:
+            wrong |= pd.to_numeric(rows[name], errors="coerce").isna() & rows[name].notna()
+        if wrong.any():
+            line, value = int(wrong.to_numpy().argmax()), rows[name][wrong].iloc[0]
+            found = "missing" if pd.isna(value) else repr(value)
+            raise ValueError(
+                f"{table}, line {line + 2}: {name} is {found}; take the row out, and its run is done again"
+            )
+    twice = rows.duplicated(labels).to_numpy()
+    if twice.any():
+        raise ValueError(f"{table}, line {int(twice.argmax()) + 2}: this run is there twice; take out one of its rows")
 
 
 def _check_same(rows: pd.DataFrame, source: DataSet, table: Path) -> None:
     """Raise ValueError where rows of the set were made from another file."""
     if rows.empty:
         return
-    check_columns(rows, {*CELL, "checksum"}, table)
     made_from = set(rows["checksum"][rows["set"] == source.name]) - {source.checksum}
     if made_from:
         raise ValueError(

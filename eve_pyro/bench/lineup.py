@@ -54,7 +54,9 @@ def config_of(name: str, config: Config) -> Config:
     if name == "eve":
         return config
     config = twin_of(config)
-    return replace(config, model=replace(config.model, dropout=DROPOUT)) if name == "mc_dropout" else config
+    if name == "mc_dropout" and not config.model.dropout:
+        return replace(config, model=replace(config.model, dropout=DROPOUT))
+    return config
 
 
 def build_pair(name: str, config: Config) -> Pair:

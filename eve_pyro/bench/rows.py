@@ -81,7 +81,8 @@ def write_rows(table: Path, rows: pd.DataFrame) -> None:
     """Write all rows at once, so that an interruption leaves the old file or the new one."""
     table.parent.mkdir(parents=True, exist_ok=True)
     half = table.with_suffix(".part")
-    rows.to_csv(half, index=False)
+    last = [name for name in rows if name in ("fingerprint", "settings")]  # by them a row that was cut short is known
+    rows[[*rows.columns.difference(last, sort=False), *last]].to_csv(half, index=False)
     half.replace(table)
 
 

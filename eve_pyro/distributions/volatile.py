@@ -89,10 +89,10 @@ class VolatileFactor(GivenLatents):
         return {site: fn for site, fn in latents.items() if site != self.site}
 
     def _moved(self, units: Mapping[str, TorchDistribution | None]) -> bool:
-        """Whether the units' activity has another mean than 0, which a volatility would scale too."""
+        """Whether the units' activity has another mean than 0, or may learn one, which a volatility would scale too."""
         moments = self.factor.activity_moments(units)
         # NaN is no move: it ends as a loss that is not finite.
-        return moments is not None and bool((moments[0].abs() > 0).any())
+        return moments is not None and (moments[0].requires_grad or bool((moments[0].abs() > 0).any()))
 
 
 class WindowT(dist.StudentT):  # type: ignore[misc]  # untyped in Pyro
