@@ -86,7 +86,8 @@ def accuracy_chart(cells: pd.DataFrame, scores: Sequence[str]) -> Figure:
         ax.set_yticks(list(rows.values()), list(rows) if ax is axes[0] else [])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         if behind.abs().max() > 1000:  # one seed that failed would hide all others
-            ax.set_xscale("symlog", linthresh=10.0)
+            ax.set_xscale("symlog", linthresh=1.0)
+            ax.set_xlim(left=min(behind.min(), 0) - 1)
         ax.set_xlabel(f"{score.replace('_', ' ')} behind eve's, {'nats a value' if isinstance(unit, float) else '%'}")
     legend_below(figure, handles[: len(models)], models, columns=min(len(models), 6))
     return figure
