@@ -23,6 +23,7 @@ from eve_pyro.runs import windows_of
 
 TABLE = "accuracy.csv"
 CELL = ("protocol", "set", "horizon")
+LABELS = [*CELL, "context", "model", "seed"]  # which name a run
 CHOOSER = "twin"  # whose validation CRPS, at seed 0, chooses the context of a cell
 FIXED = {
     "seed": "name what to train with --seeds",
@@ -217,24 +218,29 @@ def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
     """Raise ValueError for a table with rows that lacks a column, has a word for a number, or has a row twice."""
     if rows.empty:
         return
-    labels = [*CELL, "context", "model", "seed"]
-    if missing := {*labels, *wanted} - set(rows):
+    if missing := {*LABELS, *wanted} - set(rows):
         raise ValueError(f"{table} is no table of this benchmark: it has no column {sorted(missing)[0]!r}")
-    text = {"protocol", "set", "model", *MARKS}
-    for name in rows:
-        needed = name in labels or name == "checksum" or (rows["model"] == CHOOSER if name == "val_crps" else False)
-        wrong = rows[name].isna() & needed
-        if name not in text:
-            wrong |= pd.to_numeric(rows[name], errors="coerce").isna() & rows[name].notna()
-        if wrong.any():
-            line, value = int(wrong.to_numpy().argmax()), rows[name][wrong].iloc[0]
+    for name in map(str, rows):
+        faults = _faults(rows, name)
+        if faults.any():
+            line, value = int(faults.to_numpy().argmax()), rows[name][faults].iloc[0]
             found = "missing" if pd.isna(value) else repr(value)
             raise ValueError(
                 f"{table}, line {line + 2}: {name} is {found}; take the row out, and its run is done again"
             )
-    twice = rows.duplicated(labels).to_numpy()
+    twice = rows.duplicated(LABELS).to_numpy()
     if twice.any():
         raise ValueError(f"{table}, line {int(twice.argmax()) + 2}: this run is there twice; take out one of its rows")
+
+
+def _faults(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Say of each row whether column ``name`` has nothing where it must, or a word in place of a number."""
+    column = rows[name]
+    needed = rows["model"] == CHOOSER if name == "val_crps" else name in (*LABELS, "checksum")
+    faults = column.isna() & needed
+    if name not in ("protocol", "set", "model", *MARKS):
+        faults |= pd.to_numeric(column, errors="coerce").isna() & column.notna()
+    return faults
 
 
 def _check_same(rows: pd.DataFrame, source: DataSet, table: Path) -> None:

@@ -10,7 +10,8 @@ import pandas as pd
 from filelock import FileLock
 
 Say = Callable[[str], None]
-MARKS = ("fingerprint", "settings", "checksum")  # text, also where all their digits are decimal
+LAST = ("fingerprint", "settings")  # the last columns: a row that was cut short lacks a part of them
+MARKS = (*LAST, "checksum")  # text, also where all their digits are decimal
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_rows(table: Path) -> pd.DataFrame:
     if not {"seed", "fingerprint", "crps"} <= set(rows):
         raise ValueError(f"{table} is no table of a comparison: choose another --out, or move it away")
     cut = rows[["seed", "fingerprint"]].isna().any(axis=1)
-    for mark in {"fingerprint", "settings"} & set(rows):  # the last columns: a cut may leave a part of them
+    for mark in {*LAST} & set(rows):
         lengths = rows[mark].fillna("").str.len()
         cut = cut | ((lengths > 0) & (lengths < lengths.max()))
     if cut.any():
@@ -81,8 +82,7 @@ def write_rows(table: Path, rows: pd.DataFrame) -> None:
     """Write all rows at once, so that an interruption leaves the old file or the new one."""
     table.parent.mkdir(parents=True, exist_ok=True)
     half = table.with_suffix(".part")
-    last = [name for name in rows if name in ("fingerprint", "settings")]  # by them a row that was cut short is known
-    rows[[*rows.columns.difference(last, sort=False), *last]].to_csv(half, index=False)
+    rows[sorted(rows, key=lambda name: name in LAST)].to_csv(half, index=False)  # a stable sort
     half.replace(table)
 
 

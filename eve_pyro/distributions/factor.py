@@ -19,7 +19,7 @@ Held = Literal["locations", "scales"]
 
 
 class GivenLatents(TorchDistribution):
-    """p(y | z) with its latents drawn: draws, density and moments are those of ``conditional``."""
+    """p(y | z) with its latents drawn: draws, density and moments are those of ``conditional``, unless overridden."""
 
     @property
     def conditional(self) -> dist.Independent:

@@ -9,10 +9,10 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from eve_pyro.distributions.factor import FactorNormal
+from eve_pyro.distributions.factor import FactorNormal, GivenLatents
 
 
-class IntegratedFactor(TorchDistribution):
+class IntegratedFactor(GivenLatents):
     """p(y) of a ``factor`` normal with standard units and one patch: Normal(loc, scale) values of rank N dependence.
 
     With g the gain and A the loadings (H, N) that all windows share, P = I + g A'A g and b = g A'r, r being the
@@ -33,9 +33,6 @@ class IntegratedFactor(TorchDistribution):
                 "units over several patches, or loadings by window, are integrated out by FactorNormal.joint"
             )
         self.factor = factor
-        shape = factor.batch_shape + factor.event_shape
-        values = dist.Normal(factor.loc.expand(shape), factor.scale.expand(shape), validate_args=False)
-        self.conditional = values.to_event(1)
         super().__init__(factor.batch_shape, factor.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "IntegratedFactor":
@@ -46,10 +43,17 @@ class IntegratedFactor(TorchDistribution):
         """Return the distribution of ``loc + scale * y``."""
         return IntegratedFactor(self.factor.rescaled(loc, scale))
 
+    @property
+    def conditional(self) -> dist.Independent:
+        """The normals p(y_h); no latent is left to be given."""
+        shape = self.batch_shape + self.event_shape
+        loc, scale = self.factor.loc.expand(shape), self.factor.scale.expand(shape)
+        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(y), in nats per window."""
         factor, loadings, gain = self.factor, self.factor.loadings, self.factor.gain  # gain (B, 1, N)
-        loc, noise = factor.path_loc.expand_as(self.mean), factor.path_scale * factor.noise
+        loc, noise = factor.path_loc.expand(self.batch_shape + self.event_shape), factor.path_scale * factor.noise
         pull = gain * ((value - loc) / noise @ loadings)  # (..., B, 1, N)
         precision = gain.unsqueeze(-1) * (loadings.mT @ loadings) * gain.unsqueeze(-2)  # (B, 1, N, N)
         root = torch.linalg.cholesky(precision + torch.eye(loadings.shape[-1]).to(precision))
@@ -65,18 +69,8 @@ class IntegratedFactor(TorchDistribution):
         common = (factor.gain * units) @ factor.loadings.mT
         return factor.loc + factor.scale * factor.noise * (common + torch.randn(shape).to(factor.loc))
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean, (..., H)."""
-        return self.conditional.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, (..., H)."""
-        return self.conditional.variance
-
     def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution:
-        """Return the normals p(y_h); no unit is left to hear of."""
+        """Return the normals p(y_h)."""
         return self.conditional
 
     def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution:
