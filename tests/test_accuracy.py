@@ -12,9 +12,12 @@ from conftest import make_panel
 
 from eve_pyro.bench import accuracy
 from eve_pyro.bench.accuracy import Plan, run_accuracy
-from eve_pyro.bench.lineup import MODELS
+from eve_pyro.bench.lineup import MODELS, TRAINED
 from eve_pyro.bench.rows import Job, read_rows, run_jobs
+from eve_pyro.bench.tables import chosen_rows, markdown
+from eve_pyro.bench.tuning import candidates_of, label_of
 from eve_pyro.cli_accuracy import MODELS as SHOWN
+from eve_pyro.config import load_recipe
 from eve_pyro.infer.scores import KEYS
 
 SMALL = {"units": 4, "hidden": 8, "features": 12, "batch_size": 64, "epochs": 1, "progress": False}
@@ -42,7 +45,7 @@ def fail(*_, **__):
 def test_a_row_a_run_at_the_context_the_twin_chooses(data, tmp_path, monkeypatch):
     said = []
     rows = run_accuracy(plan(data, contexts=(12, 24, 500)), tmp_path / "out", said.append)
-    assert list(rows)[:6] == ["protocol", "set", "horizon", "context", "model", "seed"]
+    assert list(rows)[:7] == ["protocol", "set", "horizon", "context", "model", "options", "seed"]
     assert {*KEYS, "val_crps", "epoch", "seconds", "cpu_seconds", "parameters", "checksum", "settings"} <= set(rows)
     assert any("context 500 is left out: series 's0' is too short" in line for line in said)
     twins = rows[(rows["model"] == "twin") & (rows["seed"] == 0)].set_index("context")["val_crps"]
@@ -60,26 +63,52 @@ def test_a_row_a_run_at_the_context_the_twin_chooses(data, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "alpha", "held", "epochs"),
-    [
-        ("ETTh1", 0.9, "scales", 4),
-        ("ETTh2", 0.5, None, 4),
-        ("exchange_rate", 0.1, None, 4),
-        ("national_illness", 0.5, "locations", 15),
-        ("ILI", 0.5, "locations", 15),
-    ],
+    ("name", "epochs"), [("ETTh1", 4), ("exchange_rate", 4), ("national_illness", 15), ("ILI", 15)]
 )
-def test_a_set_has_options_of_its_own_that_the_command_overrides(tmp_path, name, alpha, held, epochs):
+def test_a_set_has_epochs_of_its_own_that_the_command_overrides(tmp_path, name, epochs):
     plan = partial(Plan, tmp_path, (name,))  # no file is read
     own = plan().config(name, 24, 36)
-    assert (own.objective.alpha, own.objective.held, own.training.epochs) == (alpha, held, epochs)
-    named = plan(overrides={"alpha": 1.0, "epochs": 3}).config(name, 24, 36)
-    assert (named.objective.alpha, named.objective.held, named.training.epochs) == (1.0, None, 3)
-    for other in ({"objective": "elbo"}, {"guide": "context"}, {"prior": "learned"}, {"model": "stack"}):
-        assert plan(overrides=other).config(name, 24, 36).objective.held is None  # nobody asked for it
-    assert plan(recipe="conditional").config(name, 24, 36).objective.held is None
-    named = plan(overrides={"held": "locations"}).config(name, 24, 36)
-    assert (named.objective.alpha, named.objective.held) == (alpha, "locations")
+    assert own.training.epochs == epochs
+    assert own.objective == load_recipe("factor").objective  # of no set
+    assert plan(overrides={"epochs": 3}).config(name, 24, 36).training.epochs == 3
+    tried = plan(tune=True).config(name, 24, 36, options={"alpha": 0.9, "held": "scales"})
+    assert (tried.objective.alpha, tried.objective.held, tried.training.epochs) == (0.9, "scales", epochs)
+
+
+def test_every_model_is_tried_with_as_many_options():
+    counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in TRAINED}
+    assert set(counts.values()) == {4}
+    assert all(candidates_of(model)[0] == {} for model in TRAINED)
+
+
+def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, monkeypatch):
+    scores = {"alpha=0.1": 0.3, "held=locations": 0.1, "learning_rate=0.001": 0.2}  # any other: 1
+    trained = []
+
+    def run(model, config, panel, plan):
+        own = {"alpha": config.objective.alpha, "held": config.objective.held}
+        own |= {"learning_rate": config.training.learning_rate, "dropout": config.model.dropout}
+        trained.append((model, own, config.training.seed))
+        held, learning = label_of({"held": own["held"]}), label_of({"learning_rate": own["learning_rate"]})
+        found = {"eve": held if own["held"] else label_of({"alpha": own["alpha"]})}.get(model, learning)
+        figures = dict.fromkeys(KEYS, 1.0) | {"val_crps": scores.get(found, 1.0) + 0.01 * (own["dropout"] > 0.1)}
+        return {**figures, "epoch": 1, "seconds": 0.0}
+
+    monkeypatch.setattr(accuracy, "_run_model", run)
+    tuned = plan(data, models=("eve", "twin", "ensemble", "repeat_last"), tune=True)
+    rows = run_accuracy(tuned, tmp_path / "out", lambda _: None)
+    assert len(trained) == 5 + 5 + 2  # four tries and the second seed; the ensemble takes the twin's options
+    assert set(rows["options"][rows["seed"] == 1]) == {"held=locations", "learning_rate=0.001"}
+    assert {own["learning_rate"] for model, own, _ in trained if model == "ensemble"} == {0.001}
+    compared = chosen_rows(rows).groupby("model")["options"].unique().map(list).to_dict()
+    twin = ["learning_rate=0.001"]
+    assert compared == {"eve": ["held=locations"], "twin": twin, "ensemble": twin, "repeat_last": ["recipe"]}
+    text = markdown(rows)
+    assert "| toy | 6 | 24 | eve | held=locations | 4 |" in text
+    assert "Left out" not in text
+
+    run_accuracy(tuned, tmp_path / "out", lambda _: None)
+    assert len(trained) == 12
 
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(data, tmp_path, monkeypatch):
@@ -107,7 +136,7 @@ def test_rivals_keep_their_rows_when_only_the_units_change(data, tmp_path):
     other = SMALL | {"guide": "conjugate", "alpha": 0.3}
     rows = run_accuracy(plan(data, models=("twin", "eve"), overrides=other), tmp_path / "out", lambda _: None)
     assert list(rows["model"]) == ["twin", "twin", "eve", "eve"]
-    with pytest.raises(ValueError, match=r"holds .* model=eve seed=0 with other settings"):
+    with pytest.raises(ValueError, match=r"holds .* model=eve options=recipe seed=0 with other settings"):
         run_accuracy(plan(data), tmp_path / "out", lambda _: None)
 
 
@@ -134,6 +163,8 @@ def test_a_changed_file_is_refused_by_name(data, tmp_path):
         ({"overrides": {"seed": 1}}, "with --seeds"),
         ({"overrides": {"rows": (1, 1, 1)}}, "the protocol fixes the split"),
         ({"models": ("nhits",), "peer_python": Path("/no/python")}, "cannot run /no/python: name a Python"),
+        ({"tune": True, "overrides": SMALL | {"dropout": 0.2}}, "dropout is among those that --tune chooses"),
+        ({"tune": True, "overrides": SMALL | {"objective": "elbo"}}, "held"),
         ({"protocol": "mine"}, "longhorizon or probts, not 'mine'"),
         ({"protocol": "probts", "contexts": (24,)}, "leave out --contexts"),
         ({"contexts": (500, 600)}, "no context fits horizon 6: series 's0' is too short"),

@@ -15,7 +15,7 @@ SCORES |= {"joint_log_score": 1.0, "coverage_90": 0.9, "val_crps": 1.0, "seconds
 
 def row(model, seed, horizon=96, context=336, **scores):
     place = {"protocol": "longhorizon", "set": "ETTh1", "horizon": horizon, "context": context}
-    return {**place, "model": model, "seed": seed, **SCORES, **scores}
+    return {**place, "model": model, "options": "recipe", "seed": seed, **SCORES, **scores}
 
 
 @pytest.fixture

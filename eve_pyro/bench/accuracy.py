@@ -1,97 +1,30 @@
 """The accuracy benchmark: sets, horizons, models and seeds under one harness, a row a run."""
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from eve_pyro.bench.lineup import MODELS, TRAINED, build_pair, config_of, train
+from eve_pyro.bench.lineup import TRAINED, build_pair, config_of, train
 from eve_pyro.bench.peers import PEERS, peer_row
-from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row
+from eve_pyro.bench.plan import Plan
+from eve_pyro.bench.protocols import NAIVE, model_scores, naive_row
 from eve_pyro.bench.rows import MARKS, Job, Say, read_rows, run_jobs
-from eve_pyro.bench.sets import DataSet, default_contexts, default_horizons, default_options, find_set, load_set
+from eve_pyro.bench.sets import DataSet, default_horizons, find_set, load_set
 from eve_pyro.bench.trials import fingerprint, settings_of
-from eve_pyro.builder import why_not_held
-from eve_pyro.config import Config, load_recipe
-from eve_pyro.data import Panel, standard_split
+from eve_pyro.bench.tuning import Options, chosen_label, label_of, tried
+from eve_pyro.config import Config
+from eve_pyro.data import Panel
 from eve_pyro.infer.programs import evaluating
 from eve_pyro.infer.scores import KEYS
 from eve_pyro.runs import windows_of
 
 TABLE = "accuracy.csv"
 CELL = ("protocol", "set", "horizon")
-LABELS = [*CELL, "context", "model", "seed"]  # which name a run
+LABELS = [*CELL, "context", "model", "options", "seed"]  # which name a run
 CHOOSER = "twin"  # whose validation CRPS, at seed 0, chooses the context of a cell
-FIXED = {
-    "seed": "name what to train with --seeds",
-    "horizon": "name the horizons with --horizons",
-    "context_length": "name the contexts with --contexts",
-    "rows": "the protocol fixes the split",
-    "validation": "the protocol fixes the split",
-    "test": "the protocol fixes the split",
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run: ``horizons`` and ``contexts`` are each set's own where None; ProbTS has one context a set.
-
-    ``overrides`` are options of the ``recipe``, as the command line names them. ``peer_python`` is a Python that has
-    neuralforecast, for the peers among ``models``.
-    """
-
-    data: Path
-    sets: Sequence[str]
-    models: Sequence[str] = MODELS
-    seeds: Sequence[int] = (0, 1, 2)
-    horizons: Sequence[int] | None = None
-    contexts: Sequence[int] | None = None
-    protocol: Protocol = "longhorizon"
-    recipe: str = "factor"
-    overrides: Mapping[str, Any] | None = None
-    num_draws: int = 100
-    peer_python: Path | None = None
-
-    def check(self) -> None:
-        """Raise ValueError for a model that nobody knows and for options that the protocol leaves no choice of."""
-        for name in self.models:
-            if name not in (*MODELS, *PEERS):
-                raise ValueError(f"there is no model {name!r}; known are {', '.join((*MODELS, *PEERS))}")
-            if name in PEERS and self.peer_python is None:
-                raise ValueError(
-                    f"model {name!r} comes from neuralforecast: name a Python that has it by --peer-python"
-                )
-        if self.peer_python is not None and shutil.which(self.peer_python) is None:
-            raise ValueError(f"cannot run {self.peer_python}: name a Python that has neuralforecast by --peer-python")
-        for option in self.overrides or {}:
-            if option in FIXED:
-                raise ValueError(f"option {option} has no use here: {FIXED[option]}")
-        if self.protocol not in ("longhorizon", "probts"):
-            raise ValueError(f"the protocol is longhorizon or probts, not {self.protocol!r}")
-        if self.protocol == "probts" and self.contexts is not None:
-            raise ValueError("the protocol probts fixes the context: leave out --contexts")
-
-    def contexts_of(self, name: str) -> Sequence[int]:
-        """Return the contexts to choose among for a set; ProbTS's is the first of them."""
-        return self.contexts or default_contexts(name)[: 1 if self.protocol == "probts" else None]
-
-    def config(self, name: str, horizon: int, context: int, seed: int = 0) -> Config:
-        """Return the configuration of a run on the set ``name``.
-
-        What ``overrides`` do not name is the set's own; where they name the alpha, what it holds is left to them too.
-        """
-        overrides, own = dict(self.overrides or {}), default_options(name)
-        if "alpha" in overrides:
-            own.pop("held", None)
-        split = {"rows": rows} if (rows := standard_split(name).rows) else {}
-        fixed = {"horizon": horizon, "context_length": context, "seed": seed}
-        config = load_recipe(self.recipe, own | overrides | split | fixed)
-        if "held" in own and "held" not in overrides and why_not_held(config):
-            return replace(config, objective=replace(config.objective, held=None))
-        return config
 
 
 @dataclass(frozen=True)
@@ -106,10 +39,11 @@ class Cell:
 def run_accuracy(plan: Plan, out: Path, say: Say = print) -> pd.DataFrame:
     """Run what ``out``/accuracy.csv has no row of yet, and return all of its rows.
 
-    A row holds ``protocol, set, horizon, context, model, seed``, the scores of ``evaluate`` (``crps_probts`` too under
-    ProbTS), ``val_crps`` and ``epoch`` of the weights kept, ``seconds`` and ``cpu_seconds`` of training, ``parameters``
-    and the ``checksum`` of the set's file. Where a cell has several contexts, the twin of seed 0 is trained at each,
-    and the one of the lowest ``val_crps`` serves every model.
+    A row holds ``protocol, set, horizon, context, model, options, seed``, the scores of ``evaluate`` (``crps_probts``
+    too under ProbTS), ``val_crps`` and ``epoch`` of the weights kept, ``seconds`` and ``cpu_seconds`` of training,
+    ``parameters`` and the ``checksum`` of the set's file. Where a cell has several contexts, the twin of seed 0 is
+    trained at each, and the one of the lowest ``val_crps`` serves every model; so it is, model by model, with the
+    options of a plan that is to ``tune``.
 
     Raises ValueError before the first training for an unknown model, a set that is missing, too short, or not the one
     that rows of it were made from, and for options that contradict each other.
@@ -124,12 +58,10 @@ def run_accuracy(plan: Plan, out: Path, say: Say = print) -> pd.DataFrame:
         cells += list(_cells(plan, source, say))
     for cell in cells:
         context = _chosen_context(plan, cell, table, say)
-        jobs = [
-            _job(plan, cell, context, model, seed)
-            for model in plan.models
-            for seed in (plan.seeds if model not in NAIVE else (0,))
-        ]
-        run_jobs(jobs, table, say)
+        for model in plan.models:
+            options = _chosen_options(plan, cell, context, model, table, say)
+            seeds = plan.seeds if model not in NAIVE else (0,)
+            run_jobs([_job(plan, cell, context, model, seed, options) for seed in seeds], table, say)
     return read_rows(table)
 
 
@@ -148,8 +80,8 @@ def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
         if not fitting:
             raise ValueError(f"{source.name}: no context fits horizon {horizon}: {reason}")
         for model in plan.models:
-            if model in TRAINED:
-                _rehearse(model, plan.config(source.name, horizon, fitting[0]), source.panel)
+            for options in plan.candidates(model) if model in TRAINED else ():
+                _rehearse(model, plan.config(source.name, horizon, fitting[0], options=options), source.panel)
         yield Cell(source, horizon, fitting)
 
 
@@ -157,15 +89,26 @@ def _chosen_context(plan: Plan, cell: Cell, table: Path, say: Say) -> int:
     """Return the context whose twin of seed 0 has the lowest validation CRPS, training those that are not there yet."""
     if len(cell.contexts) == 1:
         return cell.contexts[0]
-    rows = run_jobs([_job(plan, cell, context, CHOOSER, 0) for context in cell.contexts], table, say)
+    rows = run_jobs([_job(plan, cell, context, CHOOSER, 0, {}) for context in cell.contexts], table, say)
     chosen = int(rows["context"][int(rows["val_crps"].argmin())])
     say(f"{cell.source.name}, horizon {cell.horizon}: context {chosen} has the lowest validation CRPS")
     return chosen
 
 
-def _job(plan: Plan, cell: Cell, context: int, model: str, seed: int) -> Job:
+def _chosen_options(plan: Plan, cell: Cell, context: int, model: str, table: Path, say: Say) -> Options:
+    """Return the candidate of the lowest validation CRPS at seed 0, training those that are not there yet."""
+    candidates = {label_of(options): options for options in plan.candidates(model)}
+    if len(candidates) == 1:
+        return candidates.popitem()[1]
+    jobs = [_job(plan, cell, context, tried(model), 0, options) for options in candidates.values()]
+    chosen = chosen_label(run_jobs(jobs, table, say))
+    say(f"{cell.source.name}, horizon {cell.horizon}: {model} takes {chosen}")
+    return candidates[chosen]
+
+
+def _job(plan: Plan, cell: Cell, context: int, model: str, seed: int, options: Options) -> Job:
     source = cell.source
-    config = config_of(model, plan.config(source.name, cell.horizon, context, seed))
+    config = config_of(model, plan.config(source.name, cell.horizon, context, seed, options))
     place = {"protocol": plan.protocol, "set": source.name, "horizon": cell.horizon, "context": context}
 
     def run() -> dict[str, Any]:
@@ -173,7 +116,7 @@ def _job(plan: Plan, cell: Cell, context: int, model: str, seed: int) -> Job:
         return run_one(model, config, source.panel, plan) | {"checksum": source.checksum}
 
     return Job(
-        {**place, "model": model, "seed": seed},
+        {**place, "model": model, "options": label_of(options), "seed": seed},
         fingerprint(config, source.panel, plan.num_draws),
         settings_of(config, source.panel, plan.num_draws),
         rehearse=lambda: None,  # done for all cells, before the first of them
@@ -238,7 +181,7 @@ def _faults(rows: pd.DataFrame, name: str) -> pd.Series:
     column = rows[name]
     needed = rows["model"] == CHOOSER if name == "val_crps" else name in (*LABELS, "checksum")
     faults = column.isna() & needed
-    if name not in ("protocol", "set", "model", *MARKS):
+    if name not in ("protocol", "set", "model", "options", *MARKS):
         faults |= pd.to_numeric(column, errors="coerce").isna() & column.notna()
     return faults
 

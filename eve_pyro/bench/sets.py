@@ -15,11 +15,6 @@ from eve_pyro.data import Panel
 
 DOWNLOADED = ("ECL", "Traffic", "Weather")
 ILLNESS = ("national_illness", "ili")
-OPTIONS: dict[str, dict[str, Any]] = {  # what a set does not share with the recipe
-    "etth1": {"alpha": 0.9, "held": "scales"},
-    "exchange_rate": {"alpha": 0.1},
-    **{key: {"epochs": 15, "held": "locations"} for key in ILLNESS},
-}
 
 
 @dataclass(frozen=True)
@@ -42,13 +37,8 @@ def default_contexts(name: str) -> tuple[int, ...]:
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """Return the options of the recipe that suit a set better, by name.
-
-    Illness has 16 batches: 15 passes give it enough steps. How much paths should say about locations depends on how
-    many there are: much where long contexts overfit (ETTh1, ``alpha`` 0.9, whose scales then learn from the marginals
-    alone), little on Exchange (0.1), nothing on illness.
-    """
-    return dict(OPTIONS.get(name.lower(), {}))
+    """Return the options that every model takes on a set: illness has 16 batches, and 15 passes are enough steps."""
+    return {"epochs": 15} if name.lower() in ILLNESS else {}
 
 
 def find_set(folder: Path, name: str) -> Path:

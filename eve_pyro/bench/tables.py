@@ -11,6 +11,7 @@ from eve_pyro.bench.accuracy import CELL, CHOOSER, TABLE, check_table
 from eve_pyro.bench.compare import summarise
 from eve_pyro.bench.protocols import NAIVE
 from eve_pyro.bench.rows import read_rows
+from eve_pyro.bench.tuning import RECIPE, chosen_label
 from eve_pyro.infer.scores import KEYS
 
 REFERENCE = "eve"
@@ -20,34 +21,41 @@ PAIRED = ("mse", "mae", "crps", "crps_probts", "energy_score", "crps_mean", "log
 
 
 def chosen_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, of each cell, by set and horizon, the rows of the context its models were compared at.
+    """Return, of each cell, by set and horizon, the rows that its models are compared by.
 
-    That is the one where the twin of seed 0 has the lowest validation CRPS, of those at which any other model was run;
-    without a twin, the one with the most rows.
+    They are of one context: where the twin of seed 0 has the lowest validation CRPS with the recipe's own options, of
+    those contexts at which any other model was run; without a twin, the one with the most rows. A model that was tried
+    with several options there is compared by those of its lowest validation CRPS, at seed 0.
     """
-    return pd.concat([cell[cell["context"] == _context(cell)] for _, cell in rows.groupby(list(CELL))])
+    compared = []
+    for _, cell in rows.groupby(list(CELL)):
+        there = cell[cell["context"] == _context(cell)]
+        for _, own in there.groupby("model", sort=False):
+            compared.append(own[own["options"] == chosen_label(own)])
+    return pd.concat(compared).sort_index()
 
 
 def _context(cell: pd.DataFrame) -> int:
-    compared = cell[~((cell["model"] == CHOOSER) & (cell["seed"] == 0))]
+    searching = (cell["model"] == CHOOSER) & (cell["seed"] == 0) & (cell["options"] == RECIPE)
+    compared = cell[~searching]
     searched = cell[cell["context"].isin(compared["context"])] if len(compared) else cell
-    twins = searched[(searched["model"] == CHOOSER) & (searched["seed"] == 0)]
+    twins = searched[searching.loc[searched.index]]
     if len(twins):
         return int(twins["context"].to_numpy()[twins["val_crps"].argmin()])
     return int(searched["context"].mode()[0])
 
 
 def cell_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell and model: ``protocol, set, horizon, context, model, seeds``, and of each score its mean,
-    ``_sd`` over seeds, and ``_diff``, the mean of eve minus this model paired by seed, with the half width ``_ci`` of
-    its 95 % interval (Student's t). Eve comes first; where she is missing, so are the differences.
+    """Return one row a cell and model: ``protocol, set, horizon, context, model, options, seeds``, and of each score
+    its mean, ``_sd`` over seeds, and ``_diff``, the mean of eve minus this model paired by seed, with the half width
+    ``_ci`` of its 95 % interval (Student's t). Eve comes first; where she is missing, so are the differences.
     """
     rows = chosen_rows(rows)
     names = [name for name in (*SCORES, *COSTS) if name in rows]
     parts = []
     for key, cell in rows.groupby(list(CELL), sort=False):
         first = cell["model"] == REFERENCE
-        part = summarise(pd.concat([cell[first], cell[~first]]), ["model"], names)
+        part = summarise(pd.concat([cell[first], cell[~first]]), ["model", "options"], names)
         for name in names:
             part[f"{name}_diff"] = -part[f"{name}_diff"] if first.any() else float("nan")
             part[f"{name}_ci"] = part[f"{name}_ci"] if first.any() else float("nan")
@@ -106,7 +114,7 @@ def markdown(rows: pd.DataFrame) -> str:
     for protocol, part in rows.groupby("protocol", sort=False):
         cells = cell_table(part)
         parts += [f"## {protocol}", "Mean ± deviation over seeds; the best of a row is bold.", *_left_out(part)]
-        parts += [*_score_tables(cells)]
+        parts += [*_tuned(part), *_score_tables(cells)]
         parts += ["### Average rank over cells", _table(rank_table(cells).reset_index(), "{:.2f}")]
         duels = duel_table(cells)
         if len(duels):
@@ -119,10 +127,23 @@ def markdown(rows: pd.DataFrame) -> str:
 
 def _left_out(rows: pd.DataFrame) -> Iterator[str]:
     """Name the models whose rows are of another context than their cell's, but for the twin that chose it."""
-    others = rows.drop(chosen_rows(rows).index)
-    others = others[(others["model"] != CHOOSER) | (others["seed"] != 0)]
+    contexts = chosen_rows(rows).groupby(list(CELL))["context"].first()
+    elsewhere = rows["context"].to_numpy() != contexts.loc[pd.MultiIndex.from_frame(rows[list(CELL)])].to_numpy()
+    others = rows[elsewhere & ((rows["model"] != CHOOSER) | (rows["seed"] != 0))]
     for key, cell in others.groupby([*CELL[1:], "context"], sort=False):
         yield f"Left out of {key[0]} {key[1]}, at context {key[2]}: {', '.join(dict.fromkeys(cell['model']))}."
+
+
+def _tuned(rows: pd.DataFrame) -> Iterator[str]:
+    """Say with which options models are compared where they were tried with several."""
+    place = [*CELL, "context", "model"]
+    tries = rows.groupby(place)["options"].nunique()
+    chosen = chosen_rows(rows)[[*place, "options"]].drop_duplicates()
+    chosen["of"] = tries.loc[pd.MultiIndex.from_frame(chosen[place])].to_numpy()
+    chosen = chosen[(chosen["of"] > 1) | (chosen["options"] != RECIPE)]
+    if len(chosen):
+        yield "### Options, the best on validation of so many (recipe: as the recipe says)"
+        yield _table(chosen.drop(columns="protocol"), "{}")
 
 
 def _score_tables(cells: pd.DataFrame) -> Iterator[str]:

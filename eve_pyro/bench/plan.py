@@ -1,0 +1,87 @@
+"""What the accuracy benchmark is to run, and how a run is configured."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eve_pyro.bench.lineup import MODELS, TRAINED
+from eve_pyro.bench.peers import PEERS
+from eve_pyro.bench.protocols import Protocol
+from eve_pyro.bench.sets import default_contexts, default_options
+from eve_pyro.bench.tuning import Options, candidates_of
+from eve_pyro.config import Config, load_recipe
+from eve_pyro.data import standard_split
+
+FIXED = {
+    "seed": "name what to train with --seeds",
+    "horizon": "name the horizons with --horizons",
+    "context_length": "name the contexts with --contexts",
+    "rows": "the protocol fixes the split",
+    "validation": "the protocol fixes the split",
+    "test": "the protocol fixes the split",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: ``horizons`` and ``contexts`` are each set's own where None; ProbTS has one context a set.
+
+    ``overrides`` are options of the ``recipe``, as the command line names them. With ``tune`` every trained model is
+    tried with the candidates of ``bench.tuning``, and those of the lowest validation CRPS serve all seeds of a cell.
+    ``peer_python`` is a Python that has neuralforecast, for the peers among ``models``.
+    """
+
+    data: Path
+    sets: Sequence[str]
+    models: Sequence[str] = MODELS
+    seeds: Sequence[int] = (0, 1, 2)
+    horizons: Sequence[int] | None = None
+    contexts: Sequence[int] | None = None
+    protocol: Protocol = "longhorizon"
+    recipe: str = "factor"
+    overrides: Mapping[str, Any] | None = None
+    num_draws: int = 100
+    tune: bool = False
+    peer_python: Path | None = None
+
+    def check(self) -> None:
+        """Raise ValueError for a model that nobody knows and for options that leave no choice."""
+        for name in self.models:
+            if name not in (*MODELS, *PEERS):
+                raise ValueError(f"there is no model {name!r}; known are {', '.join((*MODELS, *PEERS))}")
+            if name in PEERS and self.peer_python is None:
+                raise ValueError(
+                    f"model {name!r} comes from neuralforecast: name a Python that has it by --peer-python"
+                )
+        if self.peer_python is not None and shutil.which(self.peer_python) is None:
+            raise ValueError(f"cannot run {self.peer_python}: name a Python that has neuralforecast by --peer-python")
+        tuned = {option for model in TRAINED for options in self.candidates(model) for option in options}
+        for option in self.overrides or {}:
+            if option in FIXED:
+                raise ValueError(f"option {option} has no use here: {FIXED[option]}")
+            if option in tuned:
+                raise ValueError(f"option {option} is among those that --tune chooses: leave out one of them")
+        if self.protocol not in ("longhorizon", "probts"):
+            raise ValueError(f"the protocol is longhorizon or probts, not {self.protocol!r}")
+        if self.protocol == "probts" and self.contexts is not None:
+            raise ValueError("the protocol probts fixes the context: leave out --contexts")
+
+    def contexts_of(self, name: str) -> Sequence[int]:
+        """Return the contexts to choose among for a set; ProbTS's is the first of them."""
+        return self.contexts or default_contexts(name)[: 1 if self.protocol == "probts" else None]
+
+    def candidates(self, model: str) -> Sequence[Options]:
+        """Return the options to choose among for a model: the recipe's own alone, unless they are tuned."""
+        return candidates_of(model) if self.tune and model in TRAINED else ({},)
+
+    def config(self, name: str, horizon: int, context: int, seed: int = 0, options: Options | None = None) -> Config:
+        """Return the configuration of a run on the set ``name`` with one candidate's ``options``.
+
+        What they and ``overrides`` do not name is the set's own, then the recipe's.
+        """
+        split = {"rows": rows} if (rows := standard_split(name).rows) else {}
+        fixed = {"horizon": horizon, "context_length": context, "seed": seed}
+        chosen = default_options(name) | dict(self.overrides or {}) | dict(options or {})
+        return load_recipe(self.recipe, chosen | split | fixed)

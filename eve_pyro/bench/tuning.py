@@ -1,0 +1,48 @@
+"""Options that models are tried with before they are compared: as many for each, chosen by one rule on validation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+RECIPE = "recipe"  # what a row says that was trained with the recipe's own options
+Options = Mapping[str, Any]
+
+OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales
+    {},
+    {"alpha": 0.1},
+    {"alpha": 0.9, "held": "scales"},
+    {"held": "locations"},
+)
+OF_RIVALS: tuple[Options, ...] = (  # how fast and how freely they learn
+    {},
+    {"learning_rate": 0.001},
+    {"dropout": 0.3},
+    {"learning_rate": 0.001, "dropout": 0.3},
+)
+
+
+def candidates_of(model: str) -> tuple[Options, ...]:
+    """Return the options that a trained model is tried with, the recipe's own first."""
+    return OF_UNITS if model == "eve" else OF_RIVALS
+
+
+def tried(model: str) -> str:
+    """Return the model whose tries choose the options of ``model``: an ensemble takes those of its members."""
+    return "twin" if model == "ensemble" else model
+
+
+def label_of(options: Options) -> str:
+    """Return what a row says of its options: ``alpha=0.9 held=scales``."""
+    return " ".join(f"{name}={value}" for name, value in options.items()) or RECIPE
+
+
+def chosen_label(rows: pd.DataFrame) -> str:
+    """Return the options, of those in a model's ``rows``, whose seed 0 has the lowest validation CRPS.
+
+    Without rows of seed 0 they are those of most rows.
+    """
+    first = rows[rows["seed"] == 0]
+    if len(first):
+        return str(first["options"].to_numpy()[first["val_crps"].argmin()])
+    return str(rows["options"].mode()[0])
