@@ -57,7 +57,8 @@ def accuracy(
 
     Example: eve-pyro bench accuracy --data data --sets ETTh1 --horizons 96 --models eve,twin,low_rank
     """
-    from eve_pyro.bench.accuracy import Plan, run_accuracy
+    from eve_pyro.bench.accuracy import run_accuracy
+    from eve_pyro.bench.plan import Plan
 
     plan = Plan(
         data,

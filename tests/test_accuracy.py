@@ -11,8 +11,9 @@ import pytest
 from conftest import make_panel
 
 from eve_pyro.bench import accuracy
-from eve_pyro.bench.accuracy import Plan, run_accuracy
+from eve_pyro.bench.accuracy import run_accuracy
 from eve_pyro.bench.lineup import MODELS, TRAINED
+from eve_pyro.bench.plan import Plan
 from eve_pyro.bench.rows import Job, read_rows, run_jobs
 from eve_pyro.bench.tables import chosen_rows, markdown
 from eve_pyro.bench.tuning import candidates_of, label_of

@@ -9,8 +9,9 @@ import torch
 from conftest import make_panel
 
 from eve_pyro.bench import peers
-from eve_pyro.bench.accuracy import Plan, run_accuracy
+from eve_pyro.bench.accuracy import run_accuracy
 from eve_pyro.bench.peers import peer_row
+from eve_pyro.bench.plan import Plan
 from eve_pyro.bench.protocols import naive_row
 from eve_pyro.config import load_recipe
 from eve_pyro.runs import windows_of
