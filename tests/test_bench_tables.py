@@ -41,6 +41,11 @@ def test_the_twins_context_is_the_cells(rows):
     assert set(chosen_rows(rows[rows["model"] == "repeat_last"])["context"]) == {336}
 
 
+def test_a_peer_has_no_validation_score_to_choose_by(rows):
+    peer = pd.DataFrame([row("patchtst", 0, val_crps=np.nan)])
+    assert "patchtst" in set(chosen_rows(pd.concat([rows, peer], ignore_index=True))["model"])
+
+
 def test_differences_are_paired_by_seed(rows):
     cells = cell_table(rows).set_index(["horizon", "model"])
     twin = cells.loc[(96, "twin")]

@@ -40,9 +40,9 @@ def label_of(options: Options) -> str:
 def chosen_label(rows: pd.DataFrame) -> str:
     """Return the options, of those in a model's ``rows``, whose seed 0 has the lowest validation CRPS.
 
-    Without rows of seed 0 they are those of most rows.
+    Without such rows, as of a peer that has no validation CRPS, they are those of most rows.
     """
-    first = rows[rows["seed"] == 0]
+    first = rows[(rows["seed"] == 0) & rows["val_crps"].notna()]
     if len(first):
         return str(first["options"].to_numpy()[first["val_crps"].argmin()])
     return str(rows["options"].mode()[0])
