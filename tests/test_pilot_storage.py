@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,6 +13,7 @@ from test_autopilot import setup_of, table_of
 
 from eve_pyro.autopilot import board as board_module
 from eve_pyro.autopilot import cluster
+from eve_pyro.autopilot import storage as storage_module
 from eve_pyro.autopilot import study as study_module
 from eve_pyro.autopilot.board import LOST, Board
 from eve_pyro.autopilot.cluster import ray_workers
@@ -54,6 +56,15 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
     with pytest.raises(ValueError, match="is no journal of a study"):
         open_storage(str(path))
     assert path.read_text() == text
+
+
+def test_a_lock_that_a_killed_worker_left_is_taken_away(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(storage_module, "GRACE", 3)
+    open_storage("study.log")._backend._lock.acquire()  # and never released
+    assert Path("study.log.lock").resolve(strict=True) == tmp_path / "study.log"  # or it would be waited for for ever
+    assert begin_study(open_storage("study.log"), "one", setup_of(data, PLAN)) == 0
+    assert not Path("study.log.lock").is_symlink()
 
 
 @pytest.mark.parametrize("cut", [1, 40])

@@ -22,6 +22,7 @@ from eve_pyro.autopilot.setup import Setup
 from eve_pyro.autopilot.space import Entry, kind_of
 
 JOURNAL, SETUP = "study.log", "setup"
+GRACE = 30  # seconds after which the lock of a journal that does not grow is taken for a dead worker's
 
 
 @contextmanager
@@ -49,9 +50,9 @@ def open_storage(where: str) -> BaseStorage:
     with reaching(where):
         if "://" in where:
             return _database(where)
-        path = Path(where)
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"cannot reach the storage {where}: there is no folder {path.absolute().parent}")
+        path = Path(where).absolute()  # a lock is a link to the journal: a relative one would lead nowhere
+        if not path.parent.is_dir():
+            raise ValueError(f"cannot reach the storage {where}: there is no folder {path.parent}")
         if path.is_dir():
             raise ValueError(f"cannot reach the storage {where}: it is a folder; name a file in it")
         if path.is_file():
@@ -59,9 +60,13 @@ def open_storage(where: str) -> BaseStorage:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return JournalStorage(JournalFileBackend(where))
+                return JournalStorage(JournalFileBackend(str(path), _lock(path)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where} is no journal of a study, or broken: {error}") from None
+
+
+def _lock(path: Path) -> JournalFileSymlinkLock:
+    return JournalFileSymlinkLock(str(path), GRACE)
 
 
 def _mend(path: Path) -> None:
@@ -73,7 +78,7 @@ def _mend(path: Path) -> None:
         first = file.readline()
     if first and not (first.startswith(b"{") and b'"op_code"' in first):
         raise ValueError(f"{path} is no journal of a study: choose another --storage")
-    lock = JournalFileSymlinkLock(str(path))
+    lock = _lock(path)
     lock.acquire()
     try:
         written = path.read_bytes()
