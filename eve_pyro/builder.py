@@ -69,7 +69,7 @@ def twin_of(config: Config) -> Config:
     )
 
 
-def why_not_held(config: Config) -> str | None:
+def _why_not_held(config: Config) -> str | None:
     """Return what held locations or scales would learn from, and what ``config`` lacks for it; None if nothing."""
     model, objective, guide = config.model, config.objective, config.guide.guide
     if model.readout != "factor" or objective.objective != "predictive" or objective.alpha == 1:
@@ -125,7 +125,7 @@ def _layer(options: ModelOptions, name: str, state_size: int, above: bool) -> Ev
 
 def _readout(config: Config, layer: EveLayer, state_size: int, loadings: bool) -> nn.Module:
     options, objective, horizon = config.model, config.objective, config.data.horizon
-    if objective.held and (reason := why_not_held(config)):
+    if objective.held and (reason := _why_not_held(config)):
         raise ValueError(f"held {objective.held} learn from {reason}, or no --held")
     if options.readout == "factor":
         return FactorReadout(layer, state_size, horizon, loadings, objective.held)

@@ -58,10 +58,13 @@ def run_accuracy(plan: Plan, out: Path, say: Say = print) -> pd.DataFrame:
         cells += list(_cells(plan, source, say))
     for cell in cells:
         context = _chosen_context(plan, cell, table, say)
-        for model in plan.models:
-            options = _chosen_options(plan, cell, context, model, table, say)
-            seeds = plan.seeds if model not in NAIVE else (0,)
-            run_jobs([_job(plan, cell, context, model, seed, options) for seed in seeds], table, say)
+        options = {model: _chosen_options(plan, cell, context, model, table, say) for model in plan.models}
+        jobs = [
+            _job(plan, cell, context, model, seed, options[model])
+            for model in plan.models
+            for seed in (plan.seeds if model not in NAIVE else (0,))
+        ]
+        run_jobs(jobs, table, say)
     return read_rows(table)
 
 
@@ -97,13 +100,13 @@ def _chosen_context(plan: Plan, cell: Cell, table: Path, say: Say) -> int:
 
 def _chosen_options(plan: Plan, cell: Cell, context: int, model: str, table: Path, say: Say) -> Options:
     """Return the candidate of the lowest validation CRPS at seed 0, training those that are not there yet."""
-    candidates = {label_of(options): options for options in plan.candidates(model)}
+    candidates = plan.candidates(model)
     if len(candidates) == 1:
-        return candidates.popitem()[1]
-    jobs = [_job(plan, cell, context, tried(model), 0, options) for options in candidates.values()]
+        return candidates[0]
+    jobs = [_job(plan, cell, context, tried(model), 0, options) for options in candidates]
     chosen = chosen_label(run_jobs(jobs, table, say))
     say(f"{cell.source.name}, horizon {cell.horizon}: {model} takes {chosen}")
-    return candidates[chosen]
+    return next(options for options in candidates if label_of(options) == chosen)
 
 
 def _job(plan: Plan, cell: Cell, context: int, model: str, seed: int, options: Options) -> Job:

@@ -113,8 +113,8 @@ def markdown(rows: pd.DataFrame) -> str:
     parts = []
     for protocol, part in rows.groupby("protocol", sort=False):
         cells = cell_table(part)
-        parts += [f"## {protocol}", "Mean ± deviation over seeds; the best of a row is bold.", *_left_out(part)]
-        parts += [*_tuned(part), *_score_tables(cells)]
+        parts += [f"## {protocol}", "Mean ± deviation over seeds; the best of a row is bold.", *_left_out(part, cells)]
+        parts += [*_options(part, cells), *_score_tables(cells)]
         parts += ["### Average rank over cells", _table(rank_table(cells).reset_index(), "{:.2f}")]
         duels = duel_table(cells)
         if len(duels):
@@ -125,24 +125,23 @@ def markdown(rows: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _left_out(rows: pd.DataFrame) -> Iterator[str]:
+def _left_out(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
     """Name the models whose rows are of another context than their cell's, but for the twin that chose it."""
-    contexts = chosen_rows(rows).groupby(list(CELL))["context"].first()
-    elsewhere = rows["context"].to_numpy() != contexts.loc[pd.MultiIndex.from_frame(rows[list(CELL)])].to_numpy()
-    others = rows[elsewhere & ((rows["model"] != CHOOSER) | (rows["seed"] != 0))]
+    chosen = cells[[*CELL, "context"]].drop_duplicates().rename(columns={"context": "chosen"})
+    others = rows.merge(chosen, on=list(CELL))
+    others = others[(others["context"] != others["chosen"]) & ((others["model"] != CHOOSER) | (others["seed"] != 0))]
     for key, cell in others.groupby([*CELL[1:], "context"], sort=False):
         yield f"Left out of {key[0]} {key[1]}, at context {key[2]}: {', '.join(dict.fromkeys(cell['model']))}."
 
 
-def _tuned(rows: pd.DataFrame) -> Iterator[str]:
-    """Say with which options models are compared where they were tried with several."""
+def _options(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
+    """Say with which options models are compared where they are not the recipe's, or were chosen among several."""
     place = [*CELL, "context", "model"]
-    tries = rows.groupby(place)["options"].nunique()
-    chosen = chosen_rows(rows)[[*place, "options"]].drop_duplicates()
-    chosen["of"] = tries.loc[pd.MultiIndex.from_frame(chosen[place])].to_numpy()
-    chosen = chosen[(chosen["of"] > 1) | (chosen["options"] != RECIPE)]
+    tries = rows.groupby(place)["options"].nunique().rename("tried").reset_index()
+    chosen = cells[[*place, "options"]].merge(tries, on=place)
+    chosen = chosen[(chosen["tried"] > 1) | (chosen["options"] != RECIPE)]
     if len(chosen):
-        yield "### Options, the best on validation of so many (recipe: as the recipe says)"
+        yield "### Options in place of the recipe's; where several were tried, the best on validation"
         yield _table(chosen.drop(columns="protocol"), "{}")
 
 
