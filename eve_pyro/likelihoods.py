@@ -175,6 +175,6 @@ class FactorReadout(nn.Module):
         own = (patches_of(len(loadings), len(patches), state.device) == patches[:, None]).to(gain.dtype)  # (P, H)
         by_patch = own.unsqueeze(-1) * loadings  # (P, H, N)
         surprise = surprise * (1 + gain.square() * loadings.square().sum(-1)).sqrt()  # in deviations of the noise
-        pull = torch.einsum("...bh,phn->...bnp", gain * surprise, by_patch)
+        pull = gain.unsqueeze(-1) * torch.einsum("...bh,phn->...bnp", surprise, by_patch)
         precision = (by_patch.mT @ loadings).permute(1, 2, 0).diag_embed()  # (N, N, P, P)
         return Information(precision.transpose(1, 2), gain[:, 0].square(), pull, surprise.square().sum(-1))

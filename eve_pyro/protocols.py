@@ -208,12 +208,10 @@ class Controller(Protocol):
 
 @runtime_checkable
 class Integrable(Protocol):
-    """A likelihood p(y | z) that can integrate its latents out in closed form.
+    """A likelihood p(y | z) that can integrate its latents out in closed form."""
 
-    ``conditional`` is p(y | z) itself, as independent values.
-    """
-
-    conditional: TorchDistribution
+    def conditional(self) -> TorchDistribution:
+        """Return p(y | z) itself, as independent values."""
 
     def marginal(self, latents: Mapping[str, TorchDistribution | None], /) -> TorchDistribution | None:
         """Return p(y_h) under ``latents`` as independent values, or None where there is no closed form."""

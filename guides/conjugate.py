@@ -1,5 +1,6 @@
 """The conjugate guide: no network, the exact posterior under a linear-Gaussian readout."""
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from eve_pyro.distributions.conjugate import ConjugateUnits
 from eve_pyro.guides.base import AmortizedGuide, Head
 from eve_pyro.guides.mean_field import FutureHead
-from eve_pyro.protocols import Amortizable, Evidence, Information, Layer, UnitRows
+from eve_pyro.protocols import WINDOWS, Amortizable, Evidence, Information, Layer, UnitRows
 
 
 class Conjugate(AmortizedGuide):
@@ -33,6 +34,25 @@ class Conjugate(AmortizedGuide):
         alone = model.layers[0] is not top and len(model.layers) == 2
         exact = alone and getattr(top.prior, "centred", False)
         super().__init__(model, head_of, (lambda layer: ConjugateVolatility(layer, model)) if exact else None)
+
+    def forward(self, context: Tensor, future: Tensor | None = None) -> None:
+        """Sample every layer's site for ``context`` (B, T, L) and ``future`` (B, H).
+
+        An exact volatility v multiplies the surprises that the units above it explain by sqrt(v), and so their mean:
+        one posterior of theirs serves both layers.
+        """
+        below, top = self.model.layers[0], self.model.layers[-1]
+        wild, units_of = self.heads[below.name], self.heads[top.name]
+        if future is None or not isinstance(wild, ConjugateVolatility):
+            super().forward(context, future)
+            return
+        evidence = self.model.evidence(context, future)
+        units = units_of(evidence.state, evidence)
+        with pyro.plate(WINDOWS, context.shape[0], dim=-2):
+            with pyro.plate(f"{below.name}.units", below.num_units, dim=-1):
+                v = pyro.sample(below.site, wild.given(units, evidence.state))
+            with pyro.plate(f"{top.name}.units", top.num_units, dim=-1):
+                pyro.sample(top.site, units.stretched(v[..., 0, 0, 0].sqrt()))
 
 
 class ConjugateHead(Head):
@@ -78,12 +98,16 @@ class ConjugateVolatility(ConjugateHead):
         """Return batch (B, 1), event (1, 1), or None without a future."""
         if evidence.surprise is None:
             return None
-        with torch.no_grad():
-            units, known = self.model.layers[-1], information(self.model, evidence)
-            q = ConjugateUnits(units.prior(state), known, units.pool_weight)
-            own, left = self.layer.prior(state).base_dist, (known.square - q.explained)[..., None, None, None]
-            half = 0.5 * evidence.surprise.shape[-1]
-            return dist.Gamma(own.concentration + half, own.rate + 0.5 * left, validate_args=False).to_event(2)
+        units = self.model.layers[-1]
+        known = information(self.model, evidence)
+        return self.given(ConjugateUnits(units.prior(state), known, units.pool_weight), state)
+
+    @torch.no_grad()
+    def given(self, units: ConjugateUnits, state: Tensor) -> TorchDistribution:
+        """Return q(v) where ``units`` is the posterior that the units above would have at v = 1."""
+        own, left = self.layer.prior(state).base_dist, units.unexplained[..., None, None, None]
+        half = 0.5 * self.model.surprise_size
+        return dist.Gamma(own.concentration + half, own.rate + 0.5 * left, validate_args=False).to_event(2)
 
 
 def information(model: Amortizable, evidence: Evidence) -> Information:

@@ -44,7 +44,7 @@ def test_with_all_units_set_the_values_are_independent(windows):
     with torch.no_grad():
         trace = forecast_trace(model, guide, context)[0]
         known = {SITE: trace.nodes[SITE]["fn"].mean}
-        alone = poutine.trace(poutine.condition(model, data=known)).get_trace(context).nodes["y"]["fn"].conditional
+        alone = poutine.trace(poutine.condition(model, data=known)).get_trace(context).nodes["y"]["fn"].conditional()
     torch.testing.assert_close(changed.mean, alone.mean)
     torch.testing.assert_close(changed.covariance_matrix, torch.diag_embed(alone.variance), atol=1e-6, rtol=1e-4)
 

@@ -98,7 +98,7 @@ def test_a_given_volatility_leaves_normals(units):
     y = torch.randn(B, 1, H).double()
     expected = dist.Normal(fn.mean, fn.variance.sqrt()).log_prob(y).sum(-1)
     torch.testing.assert_close(fn.log_prob(y), expected, **EXACT)
-    away = (normal.conditional.mean - normal.loc) * v[..., 0].rsqrt()
+    away = (normal.conditional().mean - normal.loc) * v[..., 0].rsqrt()
     torch.testing.assert_close(fn.mean - normal.loc, away, **EXACT)
 
 

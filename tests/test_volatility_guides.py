@@ -8,7 +8,7 @@ from pyro import poutine
 from eve_pyro.builder import build
 from eve_pyro.config import load_recipe
 from eve_pyro.guides import Conjugate
-from eve_pyro.guides.base import VolatilityHead
+from eve_pyro.guides.base import AmortizedGuide, VolatilityHead
 from eve_pyro.guides.conjugate import ConjugateVolatility
 from eve_pyro.infer.forecast import forecast
 from eve_pyro.infer.local_elbo import LocalELBO
@@ -135,6 +135,28 @@ def test_only_right_below_centred_units_is_the_posterior_of_volatility_conjugate
     assert {type(heads[model]) for model in set(MODELS) - exact} == {VolatilityHead}
     single = build(config_of("conjugate", "stack", depth=1)).guide
     assert type(single.heads["volatility"]) is ConjugateVolatility
+
+
+@pytest.mark.parametrize("model", ["forecaster", "path", "trajectory"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_one_posterior_of_the_units_says_of_both_layers_what_a_posterior_of_each_does(model, particles):
+    torch.manual_seed(1)
+    pair = build(config_of("conjugate", model, dropout=0.0))
+    shaken(pair.weights(), 0.3).double().eval()
+    data = [part.double() for part in batch(path=pair.model.path)]
+
+    def each(context, future=None):
+        return AmortizedGuide.forward(pair.guide, context, future)
+
+    losses, grads = [], []
+    for guide in (pair.guide, each):
+        torch.manual_seed(2)
+        loss = LocalELBO(num_particles=particles).differentiable_loss(pair.model, guide, *data)
+        losses.append(loss)
+        grads.append(torch.autograd.grad(loss, [*pair.model.parameters()], allow_unused=True))
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close([g for g in grads[0] if g is not None], [g for g in grads[1] if g is not None])
+    assert sum(g is not None for g in grads[0]) > 5
 
 
 STATE = 20  # what an encoder of 8 hidden and 12 linear features makes

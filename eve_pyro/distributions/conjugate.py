@@ -1,5 +1,6 @@
 """The exact posterior of units that a linear-Gaussian likelihood reads."""
 
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -44,10 +45,19 @@ class ConjugateUnits(JointUnits):
         expected = known.strength[..., None, None] * expected[..., 0].unflatten(-1, known.pull.shape[-2:])
         pulled = (self.root.mT @ (known.pull - expected).unsqueeze(-1)).flatten(-3)
         whitened = self.precision.solve(pulled)
-        self.explained = (pulled * whitened).sum(-1)  # of the squared surprise, where E a = 0: (..., B)
+        self.unexplained = known.square - (pulled * whitened).sum(-1)  # squared surprise, where E a = 0: (..., B)
         self.whitened_loc = whitened.unflatten(-1, known.pull.shape[-2:])  # m, (..., N, P)
         self.loc = self.prior_loc + self._follow(self.whitened_loc)
         super().__init__(self.loc.shape[:-2], self.loc.shape[-2:], validate_args=False)
+
+    def stretched(self, factor: Tensor) -> "ConjugateUnits":
+        """Return the posterior of surprises ``factor`` (..., B) times as large, where E a = 0: its mean is, too."""
+        stretched = copy(self)
+        stretched.whitened_loc = factor[..., None, None] * self.whitened_loc
+        stretched.loc = self.prior_loc + self._follow(stretched.whitened_loc)
+        stretched.unexplained = factor.square() * self.unexplained
+        stretched._batch_shape = stretched.loc.shape[:-2]
+        return stretched
 
     @cached_property
     def blocks(self) -> Tensor:

@@ -21,28 +21,27 @@ Held = Literal["locations", "scales"]
 class GivenLatents(TorchDistribution):
     """p(y | z) with its latents drawn: draws, density and moments are those of ``conditional``, unless overridden."""
 
-    @property
     def conditional(self) -> dist.Independent:
-        """Independent values, p(y_h | z): batch (..., B, 1), event (H,)."""
+        """Return independent values, p(y_h | z): batch (..., B, 1), event (H,)."""
         raise NotImplementedError
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draw y given the latents, reparameterised."""
-        return self.conditional.rsample(sample_shape)
+        return self.conditional().rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(y | z), in nats per window."""
-        return self.conditional.log_prob(value)
+        return self.conditional().log_prob(value)
 
     @property
     def mean(self) -> Tensor:
         """Mean given the latents, (..., B, 1, H)."""
-        return self.conditional.mean
+        return self.conditional().mean
 
     @property
     def variance(self) -> Tensor:
         """Variance given the latents, (..., B, 1, H)."""
-        return self.conditional.variance
+        return self.conditional().variance
 
 
 class FactorNormal(GivenLatents):
@@ -111,9 +110,8 @@ class FactorNormal(GivenLatents):
         """Return the distribution with its scale multiplied by ``factor``, which broadcasts to (..., B, 1, H)."""
         return self._moved(lambda own_loc, own_scale: (own_loc, own_scale * factor))
 
-    @property
     def conditional(self) -> dist.Independent:
-        """The normals p(y_h | z): batch (..., B, 1), event (H,)."""
+        """Return the normals p(y_h | z): batch (..., B, 1), event (H,)."""
         loc, scale = self.path_loc + self.path_scale * self.shift, self.path_scale * self.noise
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 

@@ -43,9 +43,8 @@ class IntegratedFactor(GivenLatents):
         """Return the distribution of ``loc + scale * y``."""
         return IntegratedFactor(self.factor.rescaled(loc, scale))
 
-    @property
     def conditional(self) -> dist.Independent:
-        """The normals p(y_h); no latent is left to be given."""
+        """Return the normals p(y_h); no latent is left to be given."""
         shape = self.batch_shape + self.event_shape
         loc, scale = self.factor.loc.expand(shape), self.factor.scale.expand(shape)
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
@@ -71,7 +70,7 @@ class IntegratedFactor(GivenLatents):
 
     def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution:
         """Return the normals p(y_h)."""
-        return self.conditional
+        return self.conditional()
 
     def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution:
         """Return the distribution itself."""

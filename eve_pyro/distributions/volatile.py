@@ -47,10 +47,9 @@ class VolatileFactor(GivenLatents):
         """What the densities of paths do not move."""
         return self.factor.held
 
-    @property
     def conditional(self) -> dist.Independent:
-        """The normals p(y_h | z, v): batch (..., B, 1), event (H,)."""
-        return self.factor.stretched(self.volatility.rsqrt()).conditional
+        """Return the normals p(y_h | z, v): batch (..., B, 1), event (H,)."""
+        return self.factor.stretched(self.volatility.rsqrt()).conditional()
 
     def given(self, volatility: TorchDistribution | None) -> tuple[FactorNormal | None, tuple[Tensor, Tensor] | None]:
         """Return the factor normal under a point ``volatility``, or the one at 1 with df and stretch of a Gamma, each

@@ -119,7 +119,7 @@ def values(fn: TorchDistribution) -> TorchDistribution | None:
     if isinstance(fn, Quantiles):
         return fn
     if isinstance(fn, Integrable):
-        fn = fn.conditional
+        fn = fn.conditional()
     if isinstance(fn, torch.distributions.Independent):
         return fn.base_dist
     if isinstance(fn, torch.distributions.TransformedDistribution):
