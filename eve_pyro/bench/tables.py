@@ -141,7 +141,8 @@ def _options(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
     chosen = cells[[*place, "options"]].merge(tries, on=place)
     chosen = chosen[(chosen["tried"] > 1) | (chosen["options"] != RECIPE)]
     if len(chosen):
-        yield "### Options in place of the recipe's; where several were tried, the best on validation"
+        yield "### Options in place of the recipe's"
+        yield "Where several were tried, the best on validation; an ensemble of --tune has its twin's."
         yield _table(chosen.drop(columns="protocol"), "{}")
 
 
