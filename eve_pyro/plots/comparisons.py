@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from eve_pyro.plots.style import BLUE, CYCLE, GREY, REGIME_COLOURS, grid, legend_below
 
@@ -65,7 +65,7 @@ def accuracy_chart(cells: pd.DataFrame, scores: Sequence[str]) -> Figure:
     """Draw, cell by cell, how far each rival is behind eve with its 95 % interval: a panel a score, a colour a model.
 
     ``cells`` is a table of ``bench.tables.cell_table`` of one protocol. Right of zero eve is ahead: in nats of log
-    scores, else in per cent of eve's score.
+    scores, else in per cent of eve's score; beyond 1 nat and 10 % logarithmic, where a rival is far off.
     """
     rivals = cells[cells["model"] != "eve"]
     place = cells["set"] + " " + cells["horizon"].astype(str)
@@ -85,9 +85,14 @@ def accuracy_chart(cells: pd.DataFrame, scores: Sequence[str]) -> Figure:
             handles.append(ax.errorbar(behind[own], height, xerr=interval[own], fmt=marker, ms=3.5, lw=1, color=colour))
         ax.set_yticks(list(rows.values()), list(rows) if ax is axes[0] else [])
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        if behind.abs().max() > 1000:  # one seed that failed would hide all others
-            ax.set_xscale("symlog", linthresh=1.0)
-            ax.set_xlim(left=min(behind.min(), 0) - 1)
+        near = 1.0 if isinstance(unit, float) else 10.0
+        if behind.abs().max() > 3 * near:  # what is far off, a seed that failed at worst, would press all others flat
+            ax.set_xscale("symlog", linthresh=near, linscale=3)
+            ax.set_xlim(left=min(behind.min(), 0) - 0.1 * near)
+            steps = near * np.array([-1, -0.5, 0, 0.5, 1, *10.0 ** np.arange(1, 6)])
+            ax.set_xticks(steps[(steps >= ax.get_xlim()[0]) & (steps <= ax.get_xlim()[1])])
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(f"{score.replace('_', ' ')} behind eve's, {'nats a value' if isinstance(unit, float) else '%'}")
     legend_below(figure, handles[: len(models)], models, columns=min(len(models), 6))
     return figure
