@@ -104,11 +104,11 @@ class FactorNormal(GivenLatents):
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
         """Return the distribution of ``loc + scale * y``: dependence has no units, so the loadings stay."""
-        return self._moved(lambda own_loc, own_scale: (loc + scale * own_loc, scale * own_scale))
+        return self._moved(lambda own: loc + scale * own, lambda own: scale * own)
 
     def stretched(self, factor: Tensor) -> "FactorNormal":
         """Return the distribution with its scale multiplied by ``factor``, which broadcasts to (..., B, 1, H)."""
-        return self._moved(lambda own_loc, own_scale: (own_loc, own_scale * factor))
+        return self._moved(lambda own: own, lambda own: own * factor)
 
     def conditional(self) -> dist.Independent:
         """Return the normals p(y_h | z): batch (..., B, 1), event (H,)."""
@@ -145,13 +145,12 @@ class FactorNormal(GivenLatents):
         covariance = factor @ factor.mT + torch.diag_embed(noise.square())
         return DenseNormal(loc, covariance, validate_args=False)
 
-    def _moved(self, move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> "FactorNormal":
-        """Return the distribution with ``move`` of its location and scale; units and loadings are not read again."""
+    def _moved(self, loc: Callable[[Tensor], Tensor], scale: Callable[[Tensor], Tensor]) -> "FactorNormal":
+        """Return the distribution with its location and scale moved; units and loadings are not read again."""
         moved = copy(self)
-        moved.loc, moved.scale = move(self.loc, self.scale)
-        moved.path_loc, moved.path_scale = (moved.loc, moved.scale)
-        if self.held is not None:
-            moved.path_loc, moved.path_scale = move(self.path_loc, self.path_scale)
+        moved.loc, moved.scale = loc(self.loc), scale(self.scale)
+        moved.path_loc = moved.loc if self.path_loc is self.loc else loc(self.path_loc)
+        moved.path_scale = moved.scale if self.path_scale is self.scale else scale(self.path_scale)
         moved._batch_shape = torch.broadcast_shapes(moved.loc.shape, moved.scale.shape, self.shift.shape)[:-1]
         return moved
 
