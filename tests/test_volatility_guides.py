@@ -137,11 +137,12 @@ def test_only_right_below_centred_units_is_the_posterior_of_volatility_conjugate
     assert type(single.heads["volatility"]) is ConjugateVolatility
 
 
-@pytest.mark.parametrize("model", ["forecaster", "path", "trajectory"])
+@pytest.mark.parametrize("model", [("forecaster", {}), ("path", {}), ("trajectory", {}), ("stack", {"depth": 1})])
 @pytest.mark.parametrize("particles", [1, 3])
 def test_one_posterior_of_the_units_says_of_both_layers_what_a_posterior_of_each_does(model, particles):
     torch.manual_seed(1)
-    pair = build(config_of("conjugate", model, dropout=0.0))
+    pair = build(config_of("conjugate", model[0], dropout=0.0, **model[1]))
+    assert isinstance(pair.guide.heads["volatility"], ConjugateVolatility)
     shaken(pair.weights(), 0.3).double().eval()
     data = [part.double() for part in batch(path=pair.model.path)]
 
