@@ -13,6 +13,7 @@ from eve_pyro.bench.accuracy import run_accuracy
 from eve_pyro.bench.peers import peer_row
 from eve_pyro.bench.plan import Plan
 from eve_pyro.bench.protocols import naive_row
+from eve_pyro.bench.tables import write_tables
 from eve_pyro.config import load_recipe
 from eve_pyro.runs import windows_of
 
@@ -72,3 +73,4 @@ def test_peers_are_models_of_the_benchmark_given_a_python(script, tmp_path):
     rows = run_accuracy(plan, tmp_path / "out", lambda _: None)
     assert list(rows["model"]) == ["patchtst"]
     assert rows["mse"].notna().all()
+    assert write_tables(tmp_path / "out") == ["accuracy.csv", "summary.csv", "tables.md"]  # of peers alone, too

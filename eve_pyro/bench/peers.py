@@ -35,7 +35,7 @@ class PeerForecast(NamedTuple):
 
 
 def peer_row(name: str, python: Path, config: Config, windows: Splits, protocol: Protocol) -> dict[str, Any]:
-    """Train a peer and score its quantiles; joint scores, which quantiles have none of, are NaN.
+    """Train a peer and score its quantiles; joint scores, which quantiles have none of, and ``val_crps`` are NaN.
 
     It takes as many steps of as many windows as the others' schedule has, fewer where its own validation stops it, and
     its authors' learning rate. ``seconds`` are of training and forecasting.
@@ -49,7 +49,8 @@ def peer_row(name: str, python: Path, config: Config, windows: Splits, protocol:
         order = iter(done.quantiles[rows].split(256))
         scores["crps_probts"] = crps_probts(chosen, lambda _: next(order).movedim(-1, 0), batch_size=256)
     took = {"seconds": round(done.seconds, 1), "cpu_seconds": round(done.cpu_seconds, 1)}
-    return {**scores, "joint_log_score": float("nan"), **took, "parameters": done.parameters}
+    unknown = {"joint_log_score": float("nan"), "val_crps": float("nan")}
+    return {**scores, **unknown, **took, "parameters": done.parameters}
 
 
 def quantile_scores(quantiles: Tensor, windows: Windows, batch_size: int = 256) -> dict[str, float]:
