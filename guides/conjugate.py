@@ -43,7 +43,7 @@ class Conjugate(AmortizedGuide):
         """
         below, top = self.model.layers[0], self.model.layers[-1]
         wild, units_of = self.heads[below.name], self.heads[top.name]
-        if future is None or not isinstance(wild, ConjugateVolatility):
+        if future is None or not isinstance(wild, ConjugateVolatility) or not isinstance(units_of, ConjugateHead):
             super().forward(context, future)
             return
         evidence = self.model.evidence(context, future)

@@ -10,6 +10,7 @@ from eve_pyro.config import load_recipe
 from eve_pyro.guides import Conjugate
 from eve_pyro.guides.base import AmortizedGuide, VolatilityHead
 from eve_pyro.guides.conjugate import ConjugateVolatility
+from eve_pyro.guides.mean_field import FutureHead
 from eve_pyro.infer.forecast import forecast
 from eve_pyro.infer.local_elbo import LocalELBO
 from eve_pyro.infer.predictive import predict
@@ -158,6 +159,14 @@ def test_one_posterior_of_the_units_says_of_both_layers_what_a_posterior_of_each
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close([g for g in grads[0] if g is not None], [g for g in grads[1] if g is not None])
     assert sum(g is not None for g in grads[0]) > 5
+
+
+def test_above_an_exact_volatility_a_head_of_ones_own_is_asked():
+    pair = build(config_of("conjugate", dropout=0.0))
+    model = pair.model
+    pair.guide.heads["eve"] = FutureHead(model.layers[-1], model.state_size, model.surprise_size, 8)
+    shaken(pair.weights(), 0.05)
+    check_guide(model, pair.guide, batch())
 
 
 STATE = 20  # what an encoder of 8 hidden and 12 linear features makes
