@@ -64,7 +64,7 @@ def test_a_row_a_run_at_the_context_the_twin_chooses(data, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs"), [("ETTh1", 4), ("exchange_rate", 4), ("national_illness", 15), ("ILI", 15)]
+    ("name", "epochs"), [("ETTh1", 4), ("exchange_rate", 4), ("national_illness", 40), ("ILI", 40)]
 )
 def test_a_set_has_epochs_of_its_own_that_the_command_overrides(tmp_path, name, epochs):
     plan = partial(Plan, tmp_path, (name,))  # no file is read
