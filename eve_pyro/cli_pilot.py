@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 @config_options
 def autopilot(
+    context: typer.Context,
     data: Data,
     recipe: Recipe = "factor",
     budget: Annotated[int, typer.Option(help="Trials: configurations drawn from the space.", min=1)] = 40,
@@ -60,8 +61,8 @@ def autopilot(
     """Search the options of a recipe: constraints first, the units' own signals watched, few trials trained to the end.
 
     An option named below is held fixed. Called again, the study goes on where it was stopped; any number of
-    [bold]--worker[/bold] may help. The folder ends with leaderboard.csv, pareto.csv, importance.csv, early_signals.png,
-    the winner's config.toml, and the page report.html.
+    [bold]--worker[/bold] may help, which take its options from the study. The folder ends with leaderboard.csv,
+    pareto.csv, importance.csv, early_signals.png, the winner's config.toml, and the page report.html.
 
     Example: eve-pyro autopilot ETTh1.csv --context 336 --horizon 96 --budget 40 --out runs/pilot
     """
@@ -75,6 +76,7 @@ def autopilot(
     place, panel = Place(out or Path("runs") / f"pilot-{Path(data).stem}", storage), read_panel(data)
     with going_on():
         if worker:
+            _check_worker(context)
             join(panel, place, say)
             return
         wanted = tuple(names(objectives, "--objectives"))
@@ -103,6 +105,14 @@ def early_signals(
         rows = read_full(study)
         _print(correlations(rows), f"{study}: correlation with the end, {len(rows)} trials, 95 % intervals")
         _print(pruned(rows), f"{study}: keeping the best at a fifth of training")
+
+
+def _check_worker(context: typer.Context) -> None:
+    """Raise ValueError for an option that says what to search: a worker's study has been begun with its own."""
+    source = context.get_parameter_source
+    named = {name for name in context.params if getattr(source(name), "name", None) == "COMMANDLINE"}
+    if others := sorted(named - {"data", "out", "storage", "worker"}):
+        raise ValueError(f"a worker takes the study as it was begun: leave out --{others[0].replace('_', '-')}")
 
 
 def _ray(panel: "Panel", place: "Place", count: int) -> AbstractContextManager[None]:

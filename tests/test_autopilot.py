@@ -254,3 +254,9 @@ def test_a_worker_without_a_study_says_so(here, monkeypatch, capsys):
     monkeypatch.setattr(study_module, "PATIENCE", 0.0)
     assert call(monkeypatch, "autopilot", "data.csv", "--worker", "--out", "nowhere") == 2
     assert "there is no study 'nowhere' to work on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [("--budget", "4"), ("--learning-rate", "0.1")])
+def test_a_worker_takes_no_options_of_the_study(here, monkeypatch, capsys, more):
+    assert call(monkeypatch, "autopilot", "data.csv", "--worker", "--out", "nowhere", *more) == 2
+    assert f"leave out {more[0]}" in capsys.readouterr().err
