@@ -90,3 +90,11 @@ def test_batches_leave_probts_as_it_is():
     parts = crps_probts(chosen, lambda context: context[None, :, -1, -1:].expand(1, -1, HORIZON), batch_size=4)
     assert whole == pytest.approx(parts)
     assert naive_row("repeat_last", test, "probts")["crps_probts"] == pytest.approx(whole)
+
+
+def test_probts_says_that_windows_of_zeros_have_no_score():
+    values = 7.3 + np.arange(ROWS) % 5
+    values[-150:] = 0.0
+    chosen = scored_windows(make_windows(Panel.from_array(values), CONTEXT, HORIZON).test, "probts")
+    with pytest.raises(ValueError, match="0 all through 2 of 3 test windows"):
+        crps_probts(chosen, lambda context: context[None, :, -1, -1:].expand(1, -1, HORIZON))

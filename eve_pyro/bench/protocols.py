@@ -17,6 +17,7 @@ from eve_pyro.protocols import Guide, Model
 
 Protocol = Literal["longhorizon", "probts"]
 PROBTS_STEP = 96  # steps between ProbTS's test windows, whatever the horizon
+ROUNDING = 1e-6  # of a series' size: what standardising and back leaves of a zero
 NAIVE = {"repeat_last": repeat_last, "seasonal_naive": seasonal_naive}
 QuantilesOf = Callable[[Tensor], Tensor]
 
@@ -55,6 +56,7 @@ def crps_probts(windows: Windows, quantiles_of: QuantilesOf, batch_size: int = 2
     One window time holds the windows of all series that begin then: for each of 19 levels twice the pinball loss
     summed over series and horizon, averaged over levels, and divided by the sum of abs(y). ``quantiles_of`` maps a
     context (B, T, L) to quantiles (19, B, H), or to a point forecast (1, B, H), in the scale of the training rows.
+    Raises ValueError where a window time has no y but zeros, to which no loss is relative.
     """
     mean, deviation = windows.scale()
     _, time = torch.unique(_order(windows), return_inverse=True)
@@ -65,9 +67,15 @@ def crps_probts(windows: Windows, quantiles_of: QuantilesOf, batch_size: int = 2
         context, future = windows[rows]
         quantiles = mean[rows] + deviation[rows] * quantiles_of(context).cpu().expand(len(LEVELS), *future.shape)
         truth = mean[rows] + deviation[rows] * future
+        zero = truth.abs() < ROUNDING * (mean[rows].abs() + deviation[rows])
         pinball = 2 * metrics.pinball(quantiles, truth, LEVELS).mean(0)
         loss.index_add_(0, time[rows], pinball.sum(-1).double())
-        size.index_add_(0, time[rows], truth.abs().sum(-1).double())
+        size.index_add_(0, time[rows], truth.abs().masked_fill(zero, 0.0).sum(-1).double())
+    if empty := int((size == 0).sum()):
+        raise ValueError(
+            f"ProbTS's CRPS is relative to abs(y), which is 0 all through {empty} of {len(size)} test windows: "
+            "score them by the protocol longhorizon"
+        )
     return float((loss / size).mean())
 
 
