@@ -81,7 +81,7 @@ class ObjectiveOptions:
     objective: Literal["elbo", "mixture", "predictive"] = option("predictive", "Likelihood term of the local ELBO.")
     alpha: Annotated[float, Interval(ge=0, le=1)] = option(0.5, "Weight of the ELBO beside the predictive term.")
     held: Literal["locations", "scales"] | None = option(
-        None, "What the ELBO does not move, so that it learns from the predictive term alone. Default: neither."
+        None, "What the ELBO does not move, so that it learns from the predictive term alone. Default: none."
     )
     beta: Annotated[float, Ge(0), Le(1e6)] = option(1.0, "Price of a nat of KL, for every unit.")
     num_particles: Annotated[int, Ge(1), Le(4096)] = option(1, "Draws of the units inside the ELBO.")
@@ -131,6 +131,8 @@ def recipe_tree(name: str) -> dict[str, Any]:
 def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
     """Return a recipe, by name or from a TOML file, with single options overridden, ``{"units": 128}``.
 
+    An option that may be left out is so where it is overridden by None or "none".
+
     Raises ValueError for unknown recipes and options, and for values out of range.
     """
     if name.endswith(".toml"):
@@ -139,11 +141,12 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
         tree = recipe_tree(name) | {"recipe": name}
     else:
         raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(recipe_names())}, or a TOML file")
-    homes = {item.name: section for section, kind in SECTIONS.items() for item in fields(kind)}
+    homes = {item.name: (section, item) for section, kind in SECTIONS.items() for item in fields(kind)}
     for key, value in (overrides or {}).items():
         if key not in homes:
             raise ValueError(f"unknown option {key!r}; known: {', '.join(sorted(homes))}")
-        tree.setdefault(homes[key], {})[key] = value
+        section, item = homes[key]
+        tree.setdefault(section, {})[key] = None if value == "none" and item.default is None else value
     return check(tree)
 
 

@@ -40,7 +40,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def wrapper(**given: Any) -> Any:
         overrides = {name: given.pop(name) for name in names}
-        if overrides["rows"] is not None:
+        if overrides["rows"] not in (None, "none"):
             overrides["rows"] = _rows(overrides["rows"])
         return command(**given, overrides={name: value for name, value in overrides.items() if value is not None})
 
@@ -68,10 +68,10 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
 
 def _plain_type(hint: Any) -> tuple[Any, tuple[str, ...]]:
     """Return the type an option is read as, and the words it may be. What it may hold is checked with the rest."""
-    if NoneType in get_args(hint):
+    if optional := NoneType in get_args(hint):
         hint = next(each for each in get_args(hint) if each is not NoneType)
     if get_origin(hint) is Literal:
-        return str, get_args(hint)
+        return str, (*get_args(hint), *(["none"] if optional else []))
     return (hint, ()) if hint in (int, float, bool, str) else (str, ())
 
 

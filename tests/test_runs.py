@@ -34,6 +34,14 @@ def test_recipes_build_train_a_step_and_survive_toml(name, tmp_path):
         assert torch.isfinite(loss)
 
 
+def test_what_a_recipe_of_ones_own_has_can_be_left_out_again(tmp_path):
+    own = load_recipe("factor", {"held": "scales", "rows": (700, 100, 200)})
+    (tmp_path / "own.toml").write_text(to_toml(own))
+    assert load_recipe(str(tmp_path / "own.toml"), {"held": "none", "rows": None}) == load_recipe("factor")
+    with pytest.raises(ValueError, match="guide"):
+        load_recipe("factor", {"guide": "none"})
+
+
 def test_the_recipes_are_those_of_the_design():
     factor, conditional, paper = (load_recipe(name) for name in ("factor", "conditional", "paper"))
     assert (factor.model.prior, factor.guide.guide, factor.model.readout) == ("standard", "conjugate", "factor")
