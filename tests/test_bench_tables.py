@@ -46,6 +46,18 @@ def test_a_peer_has_no_validation_score_to_choose_by(rows):
     assert "patchtst" in set(chosen_rows(pd.concat([rows, peer], ignore_index=True))["model"])
 
 
+def test_an_ensemble_is_compared_by_its_twins_options_where_it_has_them(rows):
+    better = [row("twin", 0, val_crps=0.1) | {"options": "dropout=0.3"}]
+    members = [row("ensemble", 0, val_crps=0.1), row("ensemble", 0, val_crps=0.9) | {"options": "dropout=0.3"}]
+
+    def compared(*more):
+        chosen = chosen_rows(pd.concat([rows, pd.DataFrame([*better, *more])], ignore_index=True))
+        return chosen[(chosen["model"] == "ensemble") & (chosen["horizon"] == 96)]["options"].tolist()
+
+    assert compared(*members) == ["dropout=0.3"]
+    assert compared(members[0]) == ["recipe"]
+
+
 def test_differences_are_paired_by_seed(rows):
     cells = cell_table(rows).set_index(["horizon", "model"])
     twin = cells.loc[(96, "twin")]

@@ -11,7 +11,7 @@ from eve_pyro.bench.accuracy import CELL, CHOOSER, TABLE, check_table
 from eve_pyro.bench.compare import summarise
 from eve_pyro.bench.protocols import NAIVE
 from eve_pyro.bench.rows import read_rows
-from eve_pyro.bench.tuning import RECIPE, chosen_label
+from eve_pyro.bench.tuning import RECIPE, chosen_label, tried
 from eve_pyro.infer.scores import KEYS
 
 REFERENCE = "eve"
@@ -25,13 +25,16 @@ def chosen_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
     They are of one context: where the twin of seed 0 has the lowest validation CRPS with the recipe's own options, of
     those contexts at which any other model was run; without a twin, the one with the most rows. A model that was tried
-    with several options there is compared by those of its lowest validation CRPS, at seed 0.
+    with several options there is compared by those of its lowest validation CRPS, at seed 0; an ensemble by its twin's,
+    where it has them.
     """
     compared = []
     for _, cell in rows.groupby(list(CELL)):
         there = cell[cell["context"] == _context(cell)]
-        for _, own in there.groupby("model", sort=False):
-            compared.append(own[own["options"] == chosen_label(own)])
+        for model, own in there.groupby("model", sort=False):
+            chooser = there[there["model"] == tried(str(model))]
+            label = chosen_label(chooser) if len(chooser) else RECIPE
+            compared.append(own[own["options"] == (label if label in set(own["options"]) else chosen_label(own))])
     return pd.concat(compared).sort_index()
 
 
