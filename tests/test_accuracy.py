@@ -146,6 +146,15 @@ def test_probts_has_one_context_and_a_score_of_its_own(data, tmp_path):
     assert rows["crps_probts"].notna().all()
 
 
+def test_probts_refuses_test_rows_of_zeros_before_it_trains(data, tmp_path, monkeypatch):
+    frame = pd.read_csv(data / "toy.csv")
+    frame.iloc[-120:, 1:] = 0.0
+    frame.to_csv(data / "toy.csv", index=False)
+    monkeypatch.setattr(accuracy, "_run_model", fail)
+    with pytest.raises(ValueError, match="0 all through .* of .* test windows"):
+        run_accuracy(plan(data, contexts=None, protocol="probts"), tmp_path / "out", lambda _: None)
+
+
 def test_a_changed_file_is_refused_by_name(data, tmp_path):
     run_accuracy(plan(data, models=("repeat_last",)), tmp_path / "out", lambda _: None)
     before = (tmp_path / "out" / "accuracy.csv").read_bytes()

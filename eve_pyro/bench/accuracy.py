@@ -10,7 +10,7 @@ import pandas as pd
 from eve_pyro.bench.lineup import TRAINED, build_pair, config_of, train
 from eve_pyro.bench.peers import PEERS, peer_row
 from eve_pyro.bench.plan import Plan
-from eve_pyro.bench.protocols import NAIVE, model_scores, naive_row
+from eve_pyro.bench.protocols import NAIVE, model_scores, naive_row, scored_windows, sizes_probts
 from eve_pyro.bench.rows import MARKS, Job, Say, read_rows, run_jobs
 from eve_pyro.bench.sets import DataSet, default_horizons, find_set, load_set
 from eve_pyro.bench.trials import fingerprint, settings_of
@@ -74,7 +74,7 @@ def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
         for context in plan.contexts_of(source.name):
             config = plan.config(source.name, horizon, context)
             try:
-                windows_of(source.panel, config)
+                windows = windows_of(source.panel, config)
             except ValueError as error:
                 reason = error
                 say(f"{source.name}, horizon {horizon}: context {context} is left out: {error}")
@@ -82,6 +82,8 @@ def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
                 fitting.append(context)
         if not fitting:
             raise ValueError(f"{source.name}: no context fits horizon {horizon}: {reason}")
+        if plan.protocol == "probts":
+            sizes_probts(scored_windows(windows.test, plan.protocol))  # refused now, not after a training
         cell = Cell(source, horizon, fitting)
         for model in plan.models:
             for options in plan.candidates(model) if model in TRAINED else ():

@@ -59,24 +59,36 @@ def crps_probts(windows: Windows, quantiles_of: QuantilesOf, batch_size: int = 2
     Raises ValueError where a window time has no y but zeros, to which no loss is relative.
     """
     mean, deviation = windows.scale()
-    _, time = torch.unique(_order(windows), return_inverse=True)
-    loss = torch.zeros(int(time.max()) + 1, dtype=torch.float64)
-    size = torch.zeros_like(loss)
+    time, size = sizes_probts(windows, batch_size)
+    loss = torch.zeros_like(size)
     for begin in range(0, len(windows), batch_size):
         rows = slice(begin, begin + batch_size)
         context, future = windows[rows]
         quantiles = mean[rows] + deviation[rows] * quantiles_of(context).cpu().expand(len(LEVELS), *future.shape)
-        truth = mean[rows] + deviation[rows] * future
-        zero = truth.abs() < ROUNDING * (mean[rows].abs() + deviation[rows])
-        pinball = 2 * metrics.pinball(quantiles, truth, LEVELS).mean(0)
+        pinball = 2 * metrics.pinball(quantiles, mean[rows] + deviation[rows] * future, LEVELS).mean(0)
         loss.index_add_(0, time[rows], pinball.sum(-1).double())
-        size.index_add_(0, time[rows], truth.abs().masked_fill(zero, 0.0).sum(-1).double())
+    return float((loss / size).mean())
+
+
+def sizes_probts(windows: Windows, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """Return which window time each window has, (N,), and the sum of abs(y) of each, in original units, (times,).
+
+    Raises ValueError where such a sum is 0.
+    """
+    mean, deviation = windows.scale()
+    _, time = torch.unique(_order(windows), return_inverse=True)
+    size = torch.zeros(int(time.max()) + 1, dtype=torch.float64)
+    for begin in range(0, len(windows), batch_size):
+        rows = slice(begin, begin + batch_size)
+        truth = (mean[rows] + deviation[rows] * windows[rows][1]).abs()
+        zero = truth < ROUNDING * (mean[rows].abs() + deviation[rows])
+        size.index_add_(0, time[rows], truth.masked_fill(zero, 0.0).sum(-1).double())
     if empty := int((size == 0).sum()):
         raise ValueError(
             f"ProbTS's CRPS is relative to abs(y), which is 0 all through {empty} of {len(size)} test windows: "
             "score them by the protocol longhorizon"
         )
-    return float((loss / size).mean())
+    return time, size
 
 
 def _quantiles(model: Model, guide: Guide, context: Tensor, num_draws: int) -> Tensor:
