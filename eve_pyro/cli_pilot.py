@@ -73,10 +73,11 @@ def autopilot(
 
     if storage is not None and not storage.strip():
         raise ValueError("--storage takes a database's URL or a journal's file; without it there is study.log")
+    if worker:
+        _check_worker(context)
     place, panel = Place(out or Path("runs") / f"pilot-{Path(data).stem}", storage), read_panel(data)
     with going_on():
         if worker:
-            _check_worker(context)
             join(panel, place, say)
             return
         wanted = tuple(names(objectives, "--objectives"))
@@ -109,10 +110,11 @@ def early_signals(
 
 def _check_worker(context: typer.Context) -> None:
     """Raise ValueError for an option that says what to search: a worker's study has been begun with its own."""
-    source = context.get_parameter_source
-    named = {name for name in context.params if getattr(source(name), "name", None) == "COMMANDLINE"}
-    if others := sorted(named - {"data", "out", "storage", "worker"}):
-        raise ValueError(f"a worker takes the study as it was begun: leave out --{others[0].replace('_', '-')}")
+    for each in context.command.params:
+        source = context.get_parameter_source(each.name)
+        named = source is not None and source.name == "COMMANDLINE"
+        if named and each.name not in ("data", "out", "storage", "worker"):
+            raise ValueError(f"a worker takes the study as it was begun: leave out {each.opts[0]}")
 
 
 def _ray(panel: "Panel", place: "Place", count: int) -> AbstractContextManager[None]:

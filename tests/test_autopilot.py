@@ -256,7 +256,7 @@ def test_a_worker_without_a_study_says_so(here, monkeypatch, capsys):
     assert "there is no study 'nowhere' to work on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [("--budget", "4"), ("--learning-rate", "0.1")])
+@pytest.mark.parametrize("more", [["--budget", "4"], ["--beta", "1"], ["--context", "24"], ["--no-volatility"]])
 def test_a_worker_takes_no_options_of_the_study(here, monkeypatch, capsys, more):
     assert call(monkeypatch, "autopilot", "data.csv", "--worker", "--out", "nowhere", *more) == 2
-    assert f"leave out {more[0]}" in capsys.readouterr().err
+    assert f"leave out {more[0].replace('--no-', '--')}\n" in capsys.readouterr().err
