@@ -32,9 +32,8 @@ def chosen_rows(rows: pd.DataFrame) -> pd.DataFrame:
     for _, cell in rows.groupby(list(CELL)):
         there = cell[cell["context"] == _context(cell)]
         for model, own in there.groupby("model", sort=False):
-            chooser = there[there["model"] == tried(str(model))]
-            label = chosen_label(chooser) if len(chooser) else RECIPE
-            compared.append(own[own["options"] == (label if label in set(own["options"]) else chosen_label(own))])
+            tries = there[(there["model"] == tried(str(model))) & there["options"].isin(own["options"])]
+            compared.append(own[own["options"] == chosen_label(tries if len(tries) else own)])
     return pd.concat(compared).sort_index()
 
 
