@@ -151,7 +151,7 @@ def test_probts_refuses_test_rows_of_zeros_before_it_trains(data, tmp_path, monk
     frame.iloc[-120:, 1:] = 0.0
     frame.to_csv(data / "toy.csv", index=False)
     monkeypatch.setattr(accuracy, "_run_model", fail)
-    with pytest.raises(ValueError, match="0 all through .* of .* test windows"):
+    with pytest.raises(ValueError, match=r"0 all through .* of .* test windows"):
         run_accuracy(plan(data, contexts=None, protocol="probts"), tmp_path / "out", lambda _: None)
 
 
