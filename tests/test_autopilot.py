@@ -173,13 +173,20 @@ def test_two_workers_one_killed_end_as_one_alone(here, done, monkeypatch, storag
     other = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     train, jobs, seen = study_module._train, [], []
 
+    def is_training(board):
+        running = [past[-1] for past in board.attempts() if past and past[-1].state.name == "RUNNING"]
+        return other.pid in [each.user_attrs.get("worker", {}).get("pid") for each in running]
+
     def kill_the_other(board, trainer, job, say):
         jobs.append(job.slot)
         while len(jobs) == 2 and other.poll() is None:
-            running = [past[-1] for past in board.attempts() if past and past[-1].state.name == "RUNNING"]
-            if other.pid in [each.user_attrs.get("worker", {}).get("pid") for each in running]:
-                other.send_signal(signal.SIGKILL)
-                other.wait()
+            if is_training(board):
+                other.send_signal(signal.SIGSTOP)  # or it might be done between the look and the kill
+                if is_training(board):
+                    other.kill()
+                    other.wait()
+                else:
+                    other.send_signal(signal.SIGCONT)
         train(board, trainer, job, say)
 
     monkeypatch.setattr(study_module, "_train", kill_the_other)
