@@ -18,7 +18,7 @@ from eve_pyro.guides import (
     LowRank,
     PointGuide,
 )
-from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.local_elbo import FORECASTING, LocalELBO
 from eve_pyro.likelihoods import FactorReadout, NormalReadout, StudentTReadout
 from eve_pyro.models import Forecaster, Stack, Trajectory
 from eve_pyro.nets import InstanceNorm, LinearEncoder, MLPDecoder
@@ -72,10 +72,10 @@ def twin_of(config: Config) -> Config:
 def _why_not_held(config: Config) -> str | None:
     """Return what held locations or scales would learn from, and what ``config`` lacks for it; None if nothing."""
     model, objective, guide = config.model, config.objective, config.guide.guide
-    if model.readout != "factor" or objective.objective != "predictive" or objective.alpha == 1:
+    if model.readout != "factor" or objective.objective not in FORECASTING or objective.alpha == 1:
         return (
-            "the predictive term alone, under the factor readout: name --objective predictive, --alpha below 1 and "
-            "--readout factor"
+            "the predictive or composite term alone, under the factor readout: name --objective composite, --alpha "
+            "below 1 and --readout factor"
         )
     if guide == "delta" or (model.model == "stack" and model.depth > 1):
         return "marginals in closed form: name another guide than delta and a model of one layer"

@@ -78,8 +78,14 @@ class GuideOptions:
 class ObjectiveOptions:
     """The local ELBO."""
 
-    objective: Literal["elbo", "mixture", "predictive"] = option("predictive", "Likelihood term of the local ELBO.")
-    alpha: Annotated[float, Interval(ge=0, le=1)] = option(0.5, "Weight of the ELBO beside the predictive term.")
+    objective: Literal["elbo", "mixture", "predictive", "composite"] = option(
+        "predictive",
+        "Likelihood term of the local ELBO. predictive: with the marginals' density beside it; composite: with that of "
+        "means over blocks of steps too.",
+    )
+    alpha: Annotated[float, Interval(ge=0, le=1)] = option(
+        0.5, "Weight of the ELBO beside the predictive or composite term."
+    )
     held: Literal["locations", "scales"] | None = option(
         None, "What the ELBO does not move, so that it learns from the predictive term alone. Default: none."
     )

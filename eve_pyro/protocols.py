@@ -21,6 +21,8 @@ from torch import Tensor
 WINDOWS = "windows"
 OBSERVED = "y"
 
+Latents = Mapping[str, TorchDistribution | None]  # by site; None for one that is known not to be of a closed form
+
 
 class Batch(NamedTuple):
     """Windows as a model sees them: ``context`` (B, T, L) and ``future`` (B, H)."""
@@ -208,13 +210,27 @@ class Controller(Protocol):
 
 @runtime_checkable
 class Integrable(Protocol):
-    """A likelihood p(y | z) that can integrate its latents out in closed form."""
+    """A likelihood p(y | z) that can integrate its latents out in closed form.
+
+    It needs an ``expand`` of its own that returns its like: Pyro's default wraps it, and these methods are gone.
+    """
 
     def conditional(self) -> TorchDistribution:
         """Return p(y | z) itself, as independent values."""
 
-    def marginal(self, latents: Mapping[str, TorchDistribution | None], /) -> TorchDistribution | None:
+    def marginal(self, latents: Latents, /) -> TorchDistribution | None:
         """Return p(y_h) under ``latents`` as independent values, or None where there is no closed form."""
 
-    def joint(self, latents: Mapping[str, TorchDistribution | None], /) -> TorchDistribution | None:
+    def joint(self, latents: Latents, /) -> TorchDistribution | None:
         """Return p(y) under ``latents``, dependence included, or None where there is no closed form."""
+
+
+@runtime_checkable
+class Blockwise(Protocol):
+    """A likelihood that knows the means of its values over blocks of steps, which a composite likelihood scores."""
+
+    def blocks(self, latents: Latents, size: int, /) -> TorchDistribution | None:
+        """Return p(mean of y over a block) under ``latents``, batch (B, 1) and event (J,), as independent values.
+
+        Blocks are of ``size`` steps, the last one of what is left. None where there is no closed form.
+        """

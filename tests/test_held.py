@@ -28,10 +28,9 @@ SMALL = {
 ALPHA = 0.8
 
 
-def shaken(held, volatility=True):
-    pair = build(
-        load_recipe("factor", SMALL | {"alpha": ALPHA, "volatility": volatility} | ({"held": held} if held else {}))
-    )
+def shaken(held, volatility=True, objective="predictive"):
+    options = {"alpha": ALPHA, "volatility": volatility, "objective": objective, "held": held}
+    pair = build(load_recipe("factor", SMALL | options))
     torch.manual_seed(3)
     for weights in pair.model.parameters():
         weights.data += 0.1 * torch.randn_like(weights)
@@ -52,6 +51,21 @@ def gradients(model, loss):
     parameters = {"locations": head.loc.weight, "scales": head.scale.weight, "loadings": head.loadings}
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return dict(zip(parameters, found, strict=True))
+
+
+@pytest.mark.parametrize("volatility", [True, False])
+@pytest.mark.parametrize("held", ["locations", "scales", None])
+def test_what_is_held_learns_from_means_over_blocks_too(held, volatility):
+    context, future = torch.randn(6, 1, CONTEXT).double(), torch.randn(6, HORIZON).double()
+    (loss, found), (free_loss, whole) = (
+        losses(shaken(each, volatility, "composite"), context, future) for each in (held, None)
+    )
+    torch.testing.assert_close(loss, free_loss, rtol=0, atol=0)
+    model, guide, _ = shaken(None, volatility)
+    alone = LocalELBO("composite", alpha=0.0).differentiable_loss(model, guide, context, future)
+    own = gradients(model, (1 - ALPHA) * alone)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, own[name] if name == held else whole[name])
 
 
 @pytest.mark.parametrize("volatility", [True, False])
@@ -91,9 +105,9 @@ def test_holding_outlives_moves_and_larger_batches_and_lets_their_own_gradients_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 1.0}, "the predictive term alone"),
-        ({"objective": "elbo"}, "the predictive term alone"),
-        ({"readout": "normal", "guide": "future_aware"}, "the predictive term alone"),
+        ({"alpha": 1.0}, "the predictive or composite term alone"),
+        ({"objective": "elbo"}, "the predictive or composite term alone"),
+        ({"readout": "normal", "guide": "future_aware"}, "the predictive or composite term alone"),
         ({"prior": "learned"}, "marginals in closed form: beside a volatility unit name --prior standard"),
         ({"guide": "context"}, "marginals in closed form: beside a volatility unit name --prior standard"),
         ({"guide": "delta", "volatility": False}, "marginals in closed form: name another guide than delta"),
@@ -109,7 +123,7 @@ def test_a_program_of_ones_own_is_refused_too(windows):
     model, guide, _ = shaken("scales")
     model.float(), guide.float()
     for elbo in (LocalELBO(), LocalELBO("predictive", alpha=1.0)):
-        with pytest.raises(ValueError, match="held scales learn from the predictive term alone"):
+        with pytest.raises(ValueError, match="held scales learn from the densities of forecasts alone"):
             fit(model, guide, windows, elbo)
     model.layer.prior = ContextualPrior(model.state_size, 3)
     for weights in model.layer.prior.parameters():

@@ -14,6 +14,7 @@ from eve_pyro.bench.rows import Say
 from eve_pyro.bench.trials import Trial, run_trials
 from eve_pyro.config import Config, load_recipe
 from eve_pyro.data import Panel
+from eve_pyro.infer.local_elbo import FORECASTING
 
 LABELS = ("swapped", "value")
 SAMPLED = "kl_sampled"
@@ -34,7 +35,7 @@ NEEDS: dict[str, tuple[str, Callable[[Config], bool]]] = {  # what an option act
     "head_scale": ("a decoded readout", lambda config: config.model.readout != "factor"),
     "rank": ("guide 'low_rank'", lambda config: config.guide.guide == "low_rank"),
     "guide_scale": ("guide 'context'", lambda config: config.guide.guide == "context"),
-    "alpha": ("objective 'predictive'", lambda config: config.objective.objective == "predictive"),
+    "alpha": ("objective 'composite' or 'predictive'", lambda config: config.objective.objective in FORECASTING),
     "held": ("alpha above 0", lambda config: config.objective.alpha > 0),
     "objective": (
         "num_particles above 1, a mixture of one draw being the elbo",

@@ -1,6 +1,6 @@
 """The factor normal, whose units carry dependence and whose marginals do not pay, and how likelihoods are rescaled."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import copy
 from functools import singledispatch
 from typing import Any, ClassVar, Literal, get_args
@@ -11,9 +11,12 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions import transforms as T
+from torch.nn.functional import one_hot
 
+from eve_pyro.distributions.blocks import block_lengths, block_means, by_block
 from eve_pyro.distributions.dense import DenseNormal, LowRankNormal
 from eve_pyro.distributions.paths import path_moments
+from eve_pyro.protocols import Latents
 
 Held = Literal["locations", "scales"]
 
@@ -115,7 +118,7 @@ class FactorNormal(GivenLatents):
         loc, scale = self.path_loc + self.path_scale * self.shift, self.path_scale * self.noise
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
-    def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+    def marginal(self, latents: Latents) -> TorchDistribution | None:
         """Return the normals p(y_h) with Gaussian units integrated out: batch (B, 1), event (H,)."""
         moments = self.activity_moments(latents)
         if moments is None:
@@ -128,7 +131,24 @@ class FactorNormal(GivenLatents):
         spread = self._read(self.gain.square() * variance, self.loadings.square())
         return dist.Normal(self.loc + self.scale * shift, self.scale * self.noise * (1 + spread).sqrt()).to_event(1)
 
-    def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+    def blocks(self, latents: Latents, size: int) -> dist.Independent | None:
+        """Return the normals p(mean of y over a block) with Gaussian units integrated out: batch (B, 1), event (J,)."""
+        moments = self.activity_moments(latents)
+        if moments is None:
+            return None
+        mean, covariance = moments
+        noise = (self.scale * self.noise).squeeze(-2)  # (..., B, H)
+        lengths = block_lengths(noise.shape[-1], size).to(noise)
+        loadings = by_block(self._by_patch(), size, dim=-2)  # (J, size, N P)
+        weights = torch.einsum("...jm,...jmk->...jk", by_block(noise, size, dim=-1), loadings)
+        weights = weights * self.gain.mT.flatten(-2).unsqueeze(-2) / lengths.unsqueeze(-1)  # (..., B, J, N P)
+        shift = (weights * mean.mT.flatten(-2).unsqueeze(-2)).sum(-1)
+        own = block_means(noise.square(), size) / lengths
+        scale = (own + _quadratic(weights, covariance)).sqrt()
+        loc = block_means(self.loc, size) + shift.unsqueeze(-2)
+        return dist.Normal(loc, scale.unsqueeze(-2), validate_args=False).to_event(1)
+
+    def joint(self, latents: Latents) -> TorchDistribution | None:
         """Return the normal p(y) with Gaussian units integrated out: batch (B, 1), event (H,)."""
         moments = self.activity_moments(latents)
         if moments is None:
@@ -162,7 +182,15 @@ class FactorNormal(GivenLatents):
         steps = torch.arange(by_patch.shape[-1], device=by_patch.device)
         return by_patch[..., self.patch, steps].unsqueeze(-2)
 
-    def activity_moments(self, latents: Mapping[str, TorchDistribution | None]) -> tuple[Tensor, Tensor] | None:
+    def _by_patch(self) -> Tensor:
+        """Return the loadings of every unit in every patch, 0 for steps of other patches: (..., H, N P)."""
+        patches = self.activity.shape[-2]
+        if patches == 1:
+            return self.loadings
+        own = one_hot(self.patch, patches).to(self.loadings)  # (H, P)
+        return (self.loadings.unsqueeze(-1) * own.unsqueeze(-2)).flatten(-2)
+
+    def activity_moments(self, latents: Latents) -> tuple[Tensor, Tensor] | None:
         """Mean (..., P, N) and covariance (..., N, P, P) of the activity that is read, where the units are independent
         Gaussian paths and nothing else was drawn that their distribution may depend on.
         """
@@ -174,6 +202,14 @@ class FactorNormal(GivenLatents):
         steps = self.activity.shape[-2]
         mean = self.pool_weight * mean.sum(-1)[..., -steps:].mT
         return mean, self.pool_weight**2 * covariance.sum(-3)[..., -steps:, -steps:]
+
+
+def _quadratic(weights: Tensor, covariance: Tensor) -> Tensor:
+    """Return sum_n w_n' C_n w_n of ``weights`` (..., J, N P), C being (..., N, P, P): (..., J)."""
+    if covariance.shape[-1] == 1:
+        return (weights.square() * covariance[..., 0, 0].unsqueeze(-2)).sum(-1)
+    by_unit = weights.unflatten(-1, covariance.shape[-3:-1])
+    return torch.einsum("...jnp,...npq,...jnq->...j", by_unit, covariance, by_unit)
 
 
 def _constant(moment: Tensor, value: float) -> bool:

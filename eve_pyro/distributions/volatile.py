@@ -1,7 +1,7 @@
 """The factor normal with a volatility unit: heavy tails, and windows that are calm or wild as a whole."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from eve_pyro.distributions.factor import FactorNormal, GivenLatents, Held
+from eve_pyro.protocols import Latents
 
 
 class VolatileFactor(GivenLatents):
@@ -63,18 +64,29 @@ class VolatileFactor(GivenLatents):
         concentration, rate = v.concentration[..., 0], v.rate[..., 0]  # (..., B, 1, 1, 1) for the unit's event (1, 1)
         return self.factor, (2 * concentration, (rate / concentration).sqrt())
 
-    def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+    def marginal(self, latents: Latents) -> TorchDistribution | None:
         """Return p(y_h) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
+        return self._values(latents, FactorNormal.marginal)
+
+    def blocks(self, latents: Latents, size: int) -> TorchDistribution | None:
+        """Return p(mean of y over a block) with all of them integrated out: batch (B, 1), event (J,)."""
+        return self._values(latents, lambda factor, units: factor.blocks(units, size))
+
+    def _values(
+        self,
+        latents: Latents,
+        integrated: Callable[[FactorNormal, Latents], TorchDistribution | None],
+    ) -> TorchDistribution | None:
         units = self._units(latents)
         factor, wild = self.given(latents.get(self.site))
-        normal = None if factor is None else factor.marginal(units)
+        normal = None if factor is None else integrated(factor, units)
         if normal is None or wild is None:
             return normal
         df, stretch = wild
         t = WindowT(df, normal.mean, stretch * normal.stddev, validate_args=False).to_event(1)
         return None if self._moved(units) else t
 
-    def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+    def joint(self, latents: Latents) -> TorchDistribution | None:
         """Return p(y) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
         units = self._units(latents)
         factor, wild = self.given(latents.get(self.site))
@@ -84,10 +96,10 @@ class VolatileFactor(GivenLatents):
         df, stretch = wild
         return None if self._moved(units) else MultivariateT(df[..., 0], stretch[..., 0], normal)
 
-    def _units(self, latents: Mapping[str, TorchDistribution | None]) -> dict[str, TorchDistribution | None]:
+    def _units(self, latents: Latents) -> Latents:
         return {site: fn for site, fn in latents.items() if site != self.site}
 
-    def _moved(self, units: Mapping[str, TorchDistribution | None]) -> bool:
+    def _moved(self, units: Latents) -> bool:
         """Whether the units' activity has another mean than 0, or may learn one, which a volatility would scale too."""
         moments = self.factor.activity_moments(units)
         # NaN is no move: it ends as a loss that is not finite.

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience, Pause
-from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.local_elbo import FORECASTING, LocalELBO
 from eve_pyro.infer.loop import Callback, L, ModelCheckpoint, RichProgressBar, TensorBoardLogger
 from eve_pyro.infer.predictive import forecast_trace, is_categorical, observation, refuse_added_sites, values
 from eve_pyro.infer.programs import check_accelerator, check_weights, device_of, evaluating, store_parameters
@@ -130,9 +130,9 @@ def _scored(model: Model, guide: Guide, windows: RowSplits, elbo: LocalELBO) -> 
         refuse_added_sites(model_trace, guide_trace)
     likelihood = observation(model_trace)
     held = getattr(likelihood, "held", None)
-    if held and (elbo.objective != "predictive" or elbo.alpha == 1):
+    if held and (elbo.objective not in FORECASTING or elbo.alpha == 1):
         raise ValueError(
-            f"held {held} learn from the predictive term alone: LocalELBO('predictive', alpha=...), below 1"
+            f"held {held} learn from the densities of forecasts alone: LocalELBO('composite', alpha=...), alpha below 1"
         )
     return ("log_score", "accuracy") if is_categorical(values(likelihood)) else ("crps",)
 

@@ -144,15 +144,15 @@ def _one_by_one(transform: T.Transform) -> T.Transform | None:
     return transform if transform.domain.event_dim == 0 else None
 
 
-def mixture_log_prob(fn: TorchDistribution, truth: Tensor) -> Tensor:
-    """Return sum_h log mean_s p(y_h | z_s), (B,): for ``fn`` with batch (S, B, 1), the log density of its marginals.
+def mixture_log_prob(fn: TorchDistribution, truth: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+    """Return sum_h w_h log mean_s p(y_h | z_s), (B,), for ``fn`` with batch (S, B, 1): log densities of its marginals.
 
     Where the values of ``fn`` do not separate, the mixture is over whole paths: log mean_s p(y | z_s).
     """
     single = values(fn)
     log_prob = fn.log_prob(truth)[..., None] if single is None else single.log_prob(truth)  # (S, B, 1, H)
     log_prob = log_prob.reshape(-1, *log_prob.shape[-3:])
-    return -log_score(log_prob).sum((-1, -2))
+    return -(weights * log_score(log_prob)).sum((-1, -2))
 
 
 @torch.no_grad()

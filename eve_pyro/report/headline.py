@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pandas as pd
 from torch import nn
 
+from eve_pyro.infer.local_elbo import FORECASTING
 from eve_pyro.infer.scores import KEYS
 from eve_pyro.report.blocks import NONE, Facts, Note, Row, Section, Table, Text, Tiles, joined, percent, short
 from eve_pyro.report.record import Record
@@ -136,7 +137,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     data, model, objective = config.data, config.model, config.objective
     layers = f"{model.depth} layers of {model.units}" if model.model == "stack" else str(model.units)
     size = f" of {model.latent_dim} dimensions" if model.latent_dim > 1 else ""
-    alpha = f", alpha {objective.alpha:g}" if objective.objective == "predictive" else ""
+    alpha = f", alpha {objective.alpha:g}" if objective.objective in FORECASTING else ""
     held = f", {objective.held} held" if objective.held else ""
     below = "" if record.volatility is None else " above a volatility unit"
     regime = config.control.regime
