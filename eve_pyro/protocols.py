@@ -230,7 +230,8 @@ class Blockwise(Protocol):
     """A likelihood that knows the means of its values over blocks of steps, which a composite likelihood scores."""
 
     def blocks(self, latents: Latents, size: int, /) -> TorchDistribution | None:
-        """Return p(mean of y over a block) under ``latents``, batch (B, 1) and event (J,), as independent values.
+        """Return p(mean of y over a block) under ``latents``, batch (B, 1) and event (J + 1,), as independent values.
 
-        Blocks are of ``size`` steps, the last one of what is left. None where there is no closed form.
+        Blocks are of ``size`` steps, the last one of what is left; after them comes the whole horizon, unless it is one
+        block. None where there is no closed form.
         """

@@ -83,7 +83,7 @@ def test_every_model_is_tried_with_as_many_options():
 
 
 def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, monkeypatch):
-    scores = {0.1: 0.3, "locations": 0.1, 0.001: 0.2}  # by alpha, what is held, learning rate; any other: 1
+    scores = {0.1: 0.3, "scales": 0.1, 0.001: 0.2}  # by alpha, what is held, learning rate; any other: 1
     trained = []
 
     def run(model, config, panel, plan):
@@ -98,13 +98,13 @@ def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, 
     tuned = plan(data, models=("eve", "twin", "ensemble", "repeat_last"), tune=True)
     rows = run_accuracy(tuned, tmp_path / "out", lambda _: None)
     assert len(trained) == 5 + 5 + 2  # four tries and the second seed; the ensemble takes the twin's options
-    assert set(rows["options"][rows["seed"] == 1]) == {"held=locations", "learning_rate=0.001"}
+    assert set(rows["options"][rows["seed"] == 1]) == {"alpha=0.9 held=scales", "learning_rate=0.001"}
     assert {own["learning_rate"] for model, own, _ in trained if model == "ensemble"} == {0.001}
     compared = chosen_rows(rows).groupby("model")["options"].unique().map(list).to_dict()
     twin = ["learning_rate=0.001"]
-    assert compared == {"eve": ["held=locations"], "twin": twin, "ensemble": twin, "repeat_last": ["recipe"]}
+    assert compared == {"eve": ["alpha=0.9 held=scales"], "twin": twin, "ensemble": twin, "repeat_last": ["recipe"]}
     text = markdown(rows)
-    assert "| toy | 6 | 24 | eve | held=locations | 4 |" in text
+    assert "| toy | 6 | 24 | eve | alpha=0.9 held=scales | 4 |" in text
     assert "Left out" not in text
 
     run_accuracy(tuned, tmp_path / "out", lambda _: None)

@@ -14,7 +14,7 @@ from test_volatility import SITE, VOLATILITY, B, gamma, units_of
 from eve_pyro.builder import build
 from eve_pyro.config import load_recipe
 from eve_pyro.distributions import FactorNormal
-from eve_pyro.distributions.blocks import block_lengths, block_means, block_sizes
+from eve_pyro.distributions.blocks import block_lengths, block_means, block_size
 from eve_pyro.distributions.integrated import IntegratedFactor
 from eve_pyro.distributions.volatile import VolatileFactor
 from eve_pyro.infer.local_elbo import LocalELBO
@@ -26,8 +26,9 @@ SMALL = {"context_length": CONTEXT, "horizon": 18, "units": 4, "hidden": 8, "fea
 
 
 def averaging(horizon, size):
-    """The matrix (J, H) that takes a path to the means of its blocks, row by row."""
-    rows = [(steps, 1 / len(steps)) for steps in torch.arange(horizon).split(size)]
+    """The matrix that takes a path to the means of its blocks and of all of it, row by row."""
+    blocks = list(torch.arange(horizon).split(size))
+    rows = [(steps, 1 / len(steps)) for steps in [*blocks, *([torch.arange(horizon)] if len(blocks) > 1 else [])]]
     return torch.stack([torch.zeros(horizon).double().index_fill(0, steps, share) for steps, share in rows])
 
 
@@ -43,15 +44,13 @@ def factor(units, patches, by_window=False, particles=()):
 def test_blocks_are_of_one_size_but_the_last(horizon, size):
     path = torch.randn(horizon).double()
     lengths = [len(steps) for steps in torch.arange(horizon).split(size)]
-    assert block_lengths(horizon, size).tolist() == lengths
+    assert block_lengths(horizon, size).tolist() == lengths + [horizon] * (len(lengths) > 1)
     torch.testing.assert_close(block_means(path, size), averaging(horizon, size) @ path, **EXACT)
 
 
-@pytest.mark.parametrize(
-    ("horizon", "sizes"), [(720, (720, 180)), (60, (60, 15)), (14, (14, 4)), (13, (13, 4)), (12, (12,)), (3, ())]
-)
-def test_sizes_are_the_horizon_and_its_quarters_of_four_steps_or_more(horizon, sizes):
-    assert block_sizes(horizon) == sizes
+@pytest.mark.parametrize(("horizon", "size"), [(720, 180), (60, 15), (14, 4), (13, 4), (12, 12), (4, 4), (3, None)])
+def test_a_block_is_a_quarter_of_the_horizon_or_all_of_it(horizon, size):
+    assert block_size(horizon) == size
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, H])
@@ -71,7 +70,7 @@ def test_the_means_of_blocks_have_the_moments_of_the_joint_density(units, patche
 def test_with_a_volatility_unit_they_are_students_t(patches):
     normal, prior, v = factor(3, patches), units_of(3, patches), gamma(1.3, 0.8)
     fn = VolatileFactor(normal, torch.ones(B, 1, 1).double(), VOLATILITY)
-    latents, rows, y = {VOLATILITY: v, SITE: prior}, averaging(H, 4), torch.randn(B, 1, 3).double()
+    latents, rows, y = {VOLATILITY: v, SITE: prior}, averaging(H, 4), torch.randn(B, 1, 4).double()
     found = fn.blocks(latents, 4).base_dist.log_prob(y)
     covariance = rows @ normal.joint({SITE: prior}).covariance_matrix[:, 0] @ rows.mT
     for b, (c, r) in enumerate(zip(v.base_dist.concentration.view(B), v.base_dist.rate.view(B), strict=True)):
@@ -104,7 +103,7 @@ def windows():
 
 def loss_of(elbo, model, guide):
     torch.manual_seed(7)
-    return elbo.differentiable_loss(model, guide, *windows())
+    return elbo.differentiable_loss(model, guide, *windows()).detach()
 
 
 @pytest.mark.parametrize("particles", [1, 3])
@@ -118,8 +117,7 @@ def test_half_of_the_composite_term_is_of_steps_and_half_of_blocks(options, part
     shape, df = (whole.normal, whole.df) if options.get("volatility", True) else (whole, torch.full((6, 1), torch.inf))
     stretch = whole.stretch if options.get("volatility", True) else torch.ones(6, 1)
     blocks = []
-    for size in (18, 5):
-        rows = averaging(18, size)
+    for rows in (averaging(18, 5)[:-1], averaging(18, 18)):
         scale = (rows @ shape.covariance_matrix[:, 0] @ rows.mT).diagonal(dim1=-2, dim2=-1).sqrt() * stretch
         loc = (whole.mean[:, 0] @ rows.mT).detach().numpy()
         each = stats.t.logpdf((future @ rows.mT).numpy(), df.detach().numpy(), loc, scale.detach().numpy())
@@ -142,8 +140,8 @@ def test_without_a_closed_form_it_is_the_predictive_term(options):
 
 
 def test_a_likelihood_of_ones_own_may_be_blockwise_and_masks_count():
-    class Walk(dist.TorchDistribution):
-        """A random walk, whose only block is the whole horizon."""
+    class Own(dist.TorchDistribution):
+        """Standard normals, whose means over blocks are said to have a deviation of 2."""
 
         arg_constraints, event_shape, has_rsample = {}, torch.Size([16]), True
         batch_shape = torch.Size([6, 1])
@@ -154,7 +152,8 @@ def test_a_likelihood_of_ones_own_may_be_blockwise_and_masks_count():
             return self
 
         def blocks(self, latents, size):
-            return dist.Normal(torch.zeros(6, 1, 1), 2.0).to_event(1) if size == 16 else None
+            assert size == 4
+            return dist.Normal(torch.zeros(6, 1, 5), 2.0).to_event(1)
 
         def rsample(self, sample_shape=()):
             return self.conditional().rsample(sample_shape)
@@ -164,9 +163,10 @@ def test_a_likelihood_of_ones_own_may_be_blockwise_and_masks_count():
 
     def model(context, future=None):
         with pyro.plate("windows", 6, dim=-2), pyro.poutine.mask(mask=torch.arange(6)[:, None] < 4):
-            pyro.sample("y", Walk(), obs=None if future is None else future.unsqueeze(-2))
+            pyro.sample("y", Own(), obs=None if future is None else future.unsqueeze(-2))
 
     y = torch.randn(6, 16)
     loss = LocalELBO("composite", alpha=0.0).differentiable_loss(model, lambda x, future=None: None, y[:, None], y)
-    step, mean = dist.Normal(0.0, 1.0).log_prob(y[:4]).sum(), dist.Normal(0.0, 2.0).log_prob(y[:4].mean(-1)).sum()
-    torch.testing.assert_close(loss, -0.5 * (step + 16 * mean))
+    step = dist.Normal(0.0, 1.0).log_prob(y[:4]).sum()
+    quarters, whole = (dist.Normal(0.0, 2.0).log_prob(y[:4].unflatten(-1, (-1, n)).mean(-1)).sum() for n in (4, 16))
+    torch.testing.assert_close(loss, -0.5 * (step + 0.5 * (4 * quarters + 16 * whole)))

@@ -11,8 +11,8 @@ Options = Mapping[str, Any]
 OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales
     {},
     {"alpha": 0.1},
+    {"alpha": 0.25},
     {"alpha": 0.9, "held": "scales"},
-    {"held": "locations"},
 )
 OF_RIVALS: tuple[Options, ...] = (  # how fast and how freely they learn
     {},

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from torch.distributions import transforms as T
 from torch.nn.functional import one_hot
 
-from eve_pyro.distributions.blocks import block_lengths, block_means, by_block
+from eve_pyro.distributions.blocks import block_lengths, block_means, by_block, with_whole
 from eve_pyro.distributions.dense import DenseNormal, LowRankNormal
 from eve_pyro.distributions.paths import path_moments
 from eve_pyro.protocols import Latents
@@ -132,7 +132,7 @@ class FactorNormal(GivenLatents):
         return dist.Normal(self.loc + self.scale * shift, self.scale * self.noise * (1 + spread).sqrt()).to_event(1)
 
     def blocks(self, latents: Latents, size: int) -> dist.Independent | None:
-        """Return the normals p(mean of y over a block) with Gaussian units integrated out: batch (B, 1), event (J,)."""
+        """Return the normals p(mean of y over a block) with Gaussian units integrated out, see ``Blockwise``."""
         moments = self.activity_moments(latents)
         if moments is None:
             return None
@@ -141,7 +141,8 @@ class FactorNormal(GivenLatents):
         lengths = block_lengths(noise.shape[-1], size).to(noise)
         loadings = by_block(self._by_patch(), size, dim=-2)  # (J, size, N P)
         weights = torch.einsum("...jm,...jmk->...jk", by_block(noise, size, dim=-1), loadings)
-        weights = weights * self.gain.mT.flatten(-2).unsqueeze(-2) / lengths.unsqueeze(-1)  # (..., B, J, N P)
+        weights = with_whole(weights, dim=-2) / lengths.unsqueeze(-1)  # (..., B, J + 1, N P)
+        weights = weights * self.gain.mT.flatten(-2).unsqueeze(-2)
         shift = (weights * mean.mT.flatten(-2).unsqueeze(-2)).sum(-1)
         own = block_means(noise.square(), size) / lengths
         scale = (own + _quadratic(weights, covariance)).sqrt()

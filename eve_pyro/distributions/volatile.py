@@ -69,7 +69,7 @@ class VolatileFactor(GivenLatents):
         return self._values(latents, FactorNormal.marginal)
 
     def blocks(self, latents: Latents, size: int) -> TorchDistribution | None:
-        """Return p(mean of y over a block) with all of them integrated out: batch (B, 1), event (J,)."""
+        """Return p(mean of y over a block) with all of them integrated out, see ``Blockwise``."""
         return self._values(latents, lambda factor, units: factor.blocks(units, size))
 
     def _values(

@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from eve_pyro.distributions.blocks import block_lengths, block_means, block_sizes
+from eve_pyro.distributions.blocks import block_lengths, block_means, block_size
 from eve_pyro.infer.predictive import forecast_latents, mixture_log_prob, observation
 from eve_pyro.infer.programs import refuse_clashes
 from eve_pyro.infer.terms import ELBOTerms, by_unit, measure_units
@@ -162,13 +162,14 @@ class LocalELBO(TraceMeanField_ELBO):
 
 
 def _composite(log_prob: Tensor, fn: Blockwise, latents: Latents, value: Tensor) -> Tensor:
-    """Return the mean of ``log_prob`` (B,), that of single steps, and of what blocks of all sizes have in the mean."""
-    found, horizon = [], value.shape[-1]
-    for size in block_sizes(horizon):
-        if (means := fn.blocks(latents, size)) is not None:
-            lengths = block_lengths(horizon, size).to(value)
-            found.append(mixture_log_prob(means, block_means(value, size), lengths))
-    return 0.5 * (log_prob + torch.stack(found).mean(0)) if found else log_prob
+    """Return the mean of ``log_prob`` (B,), that of single steps, and of what blocks and the whole have in the mean."""
+    size = block_size(value.shape[-1])
+    means = None if size is None else fn.blocks(latents, size)
+    if size is None or means is None:
+        return log_prob
+    lengths = block_lengths(value.shape[-1], size).to(value)
+    shares = lengths / (2 if len(lengths) > 1 else 1)  # quarters and the whole cover the horizon twice
+    return 0.5 * (log_prob + mixture_log_prob(means, block_means(value, size), shares))
 
 
 def _check_plates(*traces: Trace) -> None:
