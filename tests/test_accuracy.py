@@ -98,13 +98,21 @@ def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, 
     tuned = plan(data, models=("eve", "twin", "ensemble", "repeat_last"), tune=True)
     rows = run_accuracy(tuned, tmp_path / "out", lambda _: None)
     assert len(trained) == 5 + 5 + 2  # four tries and the second seed; the ensemble takes the twin's options
-    assert set(rows["options"][rows["seed"] == 1]) == {"alpha=0.9 held=scales", "learning_rate=0.001"}
+    assert set(rows["options"][rows["seed"] == 1]) == {
+        "objective=predictive alpha=0.9 held=scales",
+        "learning_rate=0.001",
+    }
     assert {own["learning_rate"] for model, own, _ in trained if model == "ensemble"} == {0.001}
     compared = chosen_rows(rows).groupby("model")["options"].unique().map(list).to_dict()
     twin = ["learning_rate=0.001"]
-    assert compared == {"eve": ["alpha=0.9 held=scales"], "twin": twin, "ensemble": twin, "repeat_last": ["recipe"]}
+    assert compared == {
+        "eve": ["objective=predictive alpha=0.9 held=scales"],
+        "twin": twin,
+        "ensemble": twin,
+        "repeat_last": ["recipe"],
+    }
     text = markdown(rows)
-    assert "| toy | 6 | 24 | eve | alpha=0.9 held=scales | 4 |" in text
+    assert "| toy | 6 | 24 | eve | objective=predictive alpha=0.9 held=scales | 4 |" in text
     assert "Left out" not in text
 
     run_accuracy(tuned, tmp_path / "out", lambda _: None)
@@ -174,8 +182,8 @@ def test_a_changed_file_is_refused_by_name(data, tmp_path):
         ({"models": ("nhits",), "peer_python": Path("/no/python")}, "cannot run /no/python: name a Python"),
         ({"tune": True, "overrides": SMALL | {"dropout": 0.2}}, "dropout is among those that --tune chooses"),
         (
-            {"tune": True, "overrides": SMALL | {"objective": "elbo"}},
-            r"or no --held \(--tune tries alpha=0.9 held=scales\)",
+            {"tune": True, "overrides": SMALL | {"readout": "normal", "guide": "future_aware", "volatility": False}},
+            r"or no --held \(--tune tries objective=predictive alpha=0.9 held=scales\)",
         ),
         ({"protocol": "mine"}, "longhorizon or probts, not 'mine'"),
         ({"protocol": "probts", "contexts": (24,)}, "leave out --contexts"),

@@ -48,7 +48,7 @@ def test_the_recipes_are_those_of_the_design():
     assert (factor.model.volatility, factor.training.monitor) == (True, "last")
     assert not conditional.model.volatility
     assert not paper.model.volatility
-    assert (factor.objective.objective, factor.objective.alpha) == ("predictive", 0.5)
+    assert (factor.objective.objective, factor.objective.alpha) == ("composite", 0.5)
     assert (conditional.model.prior, conditional.guide.guide) == ("contextual", "future_aware")
     assert (conditional.objective.objective, conditional.objective.alpha) == ("predictive", 0.9)
     assert (paper.model.prior, paper.guide.guide, paper.objective.objective) == ("standard", "context", "mixture")

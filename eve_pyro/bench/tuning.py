@@ -12,7 +12,7 @@ OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about lo
     {},
     {"alpha": 0.1},
     {"alpha": 0.25},
-    {"alpha": 0.9, "held": "scales"},
+    {"objective": "predictive", "alpha": 0.9, "held": "scales"},  # means over blocks would move the scales too
 )
 OF_RIVALS: tuple[Options, ...] = (  # how fast and how freely they learn
     {},
