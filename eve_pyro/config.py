@@ -87,7 +87,7 @@ class ObjectiveOptions:
         0.5, "Weight of the ELBO beside the predictive or composite term."
     )
     held: Literal["locations", "scales"] | None = option(
-        None, "What the ELBO does not move, so that it learns from the predictive term alone. Default: none."
+        None, "What the ELBO does not move, so that it learns from what stands beside it alone. Default: none."
     )
     beta: Annotated[float, Ge(0), Le(1e6)] = option(1.0, "Price of a nat of KL, for every unit.")
     num_particles: Annotated[int, Ge(1), Le(4096)] = option(1, "Draws of the units inside the ELBO.")

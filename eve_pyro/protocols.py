@@ -21,7 +21,7 @@ from torch import Tensor
 WINDOWS = "windows"
 OBSERVED = "y"
 
-Latents = Mapping[str, TorchDistribution | None]  # by site; None for one that is known not to be of a closed form
+Latents = Mapping[str, TorchDistribution | None]  # by site; None for a draw that is passed on and no point
 
 
 class Batch(NamedTuple):

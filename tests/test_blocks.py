@@ -4,16 +4,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import CONTEXT
+from conftest import CONTEXT, shaken
 from dense import EXACT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from test_volatility import SITE, VOLATILITY, B, gamma, units_of
+from test_volatility import SITE, VOLATILITY, B, factor, gamma, units_of
 
 from eve_pyro.builder import build
 from eve_pyro.config import load_recipe
-from eve_pyro.distributions import FactorNormal
 from eve_pyro.distributions.blocks import block_lengths, block_means, block_size
 from eve_pyro.distributions.integrated import IntegratedFactor
 from eve_pyro.distributions.volatile import VolatileFactor
@@ -30,13 +29,6 @@ def averaging(horizon, size):
     blocks = list(torch.arange(horizon).split(size))
     rows = [(steps, 1 / len(steps)) for steps in [*blocks, *([torch.arange(horizon)] if len(blocks) > 1 else [])]]
     return torch.stack([torch.zeros(horizon).double().index_fill(0, steps, share) for steps, share in rows])
-
-
-def factor(units, patches, by_window=False, particles=()):
-    loc, scale = torch.randn(B, 1, H).double(), torch.rand(B, 1, H).double() + 0.5
-    loadings = torch.randn(*([B] if by_window else []), H, units).double()
-    gain, activity = torch.rand(B, patches, units).double() + 0.5, torch.randn(*particles, B, patches, units).double()
-    return FactorNormal(loc, scale, loadings, gain, activity, site=SITE, pool_weight=0.7)
 
 
 @settings(deadline=None)
@@ -58,7 +50,7 @@ def test_a_block_is_a_quarter_of_the_horizon_or_all_of_it(horizon, size):
 @pytest.mark.parametrize("by_window", [False, True])
 @pytest.mark.parametrize(("units", "patches"), [(2, 1), (12, 1), (2, 3), (5, 4)])
 def test_the_means_of_blocks_have_the_moments_of_the_joint_density(units, patches, by_window, particles, size):
-    fn, latents = factor(units, patches, by_window, particles), {SITE: units_of(units, patches, mean=0.4)}
+    fn, latents = factor(units, patches, particles, H, by_window), {SITE: units_of(units, patches, mean=0.4)}
     whole, means, rows = fn.joint(latents), fn.blocks(latents, size), averaging(H, size)
     assert (means.batch_shape, means.event_shape) == ((B, 1), (len(rows),))
     torch.testing.assert_close(means.mean, whole.mean @ rows.mT, **EXACT)
@@ -68,7 +60,7 @@ def test_the_means_of_blocks_have_the_moments_of_the_joint_density(units, patche
 
 @pytest.mark.parametrize("patches", [1, 3])
 def test_with_a_volatility_unit_they_are_students_t(patches):
-    normal, prior, v = factor(3, patches), units_of(3, patches), gamma(1.3, 0.8)
+    normal, prior, v = factor(3, patches, horizon=H), units_of(3, patches), gamma(1.3, 0.8)
     fn = VolatileFactor(normal, torch.ones(B, 1, 1).double(), VOLATILITY)
     latents, rows, y = {VOLATILITY: v, SITE: prior}, averaging(H, 4), torch.randn(B, 1, 4).double()
     found = fn.blocks(latents, 4).base_dist.log_prob(y)
@@ -80,7 +72,7 @@ def test_with_a_volatility_unit_they_are_students_t(patches):
 
 
 def test_what_has_no_closed_form_has_no_blocks():
-    normal = factor(3, 1)
+    normal = factor(3, horizon=H)
     assert normal.blocks({SITE: dist.Delta(torch.zeros(B, 3, 1, 2), event_dim=2)}, 5) is None
     fn = VolatileFactor(normal, torch.ones(B, 1, 1).double(), VOLATILITY)
     assert fn.blocks({VOLATILITY: gamma(1.0, 1.0), SITE: units_of(3, mean=0.3)}, 5) is None
@@ -91,9 +83,7 @@ def test_what_has_no_closed_form_has_no_blocks():
 def pair(**options):
     built = build(load_recipe("factor", SMALL | options))
     torch.manual_seed(3)
-    for weights in built.model.parameters():
-        weights.data += 0.1 * torch.randn_like(weights)
-    return built.model.double(), built.guide.double()
+    return shaken(built.model, 0.1).double(), built.guide.double()
 
 
 def windows():

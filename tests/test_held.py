@@ -3,7 +3,7 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import CONTEXT, HORIZON
+from conftest import CONTEXT, HORIZON, shaken
 from lightning.pytorch.callbacks import Callback
 
 from eve_pyro.builder import build
@@ -28,14 +28,11 @@ SMALL = {
 ALPHA = 0.8
 
 
-def shaken(held, volatility=True, objective="predictive"):
+def pair_of(held, volatility=True, objective="predictive"):
     options = {"alpha": ALPHA, "volatility": volatility, "objective": objective, "held": held}
     pair = build(load_recipe("factor", SMALL | options))
     torch.manual_seed(3)
-    for weights in pair.model.parameters():
-        weights.data += 0.1 * torch.randn_like(weights)
-    pair.model.double(), pair.guide.double()
-    return pair.model, pair.guide, pair.elbo
+    return shaken(pair.model, 0.1).double(), pair.guide.double(), pair.elbo
 
 
 def losses(pair, context, future):
@@ -58,10 +55,10 @@ def gradients(model, loss):
 def test_what_is_held_learns_from_means_over_blocks_too(held, volatility):
     context, future = torch.randn(6, 1, CONTEXT).double(), torch.randn(6, HORIZON).double()
     (loss, found), (free_loss, whole) = (
-        losses(shaken(each, volatility, "composite"), context, future) for each in (held, None)
+        losses(pair_of(each, volatility, "composite"), context, future) for each in (held, None)
     )
     torch.testing.assert_close(loss, free_loss, rtol=0, atol=0)
-    model, guide, _ = shaken(None, volatility)
+    model, guide, _ = pair_of(None, volatility)
     alone = LocalELBO("composite", alpha=0.0).differentiable_loss(model, guide, context, future)
     own = gradients(model, (1 - ALPHA) * alone)
     for name, gradient in found.items():
@@ -72,10 +69,10 @@ def test_what_is_held_learns_from_means_over_blocks_too(held, volatility):
 @pytest.mark.parametrize("held", ["locations", "scales", None])
 def test_what_is_held_learns_from_the_marginals_alone(held, volatility):
     context, future = torch.randn(6, 1, CONTEXT).double(), torch.randn(6, HORIZON).double()
-    (loss, found), (free_loss, whole) = (losses(shaken(each, volatility), context, future) for each in (held, None))
+    (loss, found), (free_loss, whole) = (losses(pair_of(each, volatility), context, future) for each in (held, None))
     torch.testing.assert_close(loss, free_loss, rtol=0, atol=0)  # the value is the same, whatever is held
 
-    model, guide, _ = shaken(None, volatility)
+    model, guide, _ = pair_of(None, volatility)
     model_trace, guide_trace = forecast_trace(model, guide, context)
     values = marginal(observation(model_trace), forecast_latents(model_trace, guide_trace))
     own = gradients(model, -(1 - ALPHA) * values.log_prob(future[:, None]).sum())
@@ -120,7 +117,7 @@ def test_holding_what_nothing_else_would_move_is_refused(options, message):
 
 
 def test_a_program_of_ones_own_is_refused_too(windows):
-    model, guide, _ = shaken("scales")
+    model, guide, _ = pair_of("scales")
     model.float(), guide.float()
     for elbo in (LocalELBO(), LocalELBO("predictive", alpha=1.0)):
         with pytest.raises(ValueError, match="held scales learn from the densities of forecasts alone"):
@@ -135,7 +132,7 @@ def test_a_program_of_ones_own_is_refused_too(windows):
 
 
 def test_a_loss_that_breaks_under_what_is_held_keeps_the_best_epoch(windows):
-    model, guide, elbo = shaken("scales")
+    model, guide, elbo = pair_of("scales")
     model.float(), guide.float()
 
     class Break(Callback):

@@ -22,10 +22,11 @@ SMALL = {"context_length": CONTEXT, "horizon": HORIZON, "units": 4, "hidden": 8,
 TRAJECTORY = {"model": "trajectory", "patches": 3, "prior": "ar1", "learn_phi": True}
 
 
-def factor(units, patches=1, particles=()):
+def factor(units, patches=1, particles=(), horizon=H, by_window=False):
     """A factor normal of random fields in double precision."""
-    loc, scale = torch.randn(B, 1, H).double(), torch.rand(B, 1, H).double() + 0.5
-    loadings, gain = torch.randn(H, units).double(), torch.rand(B, patches, units).double() + 0.5
+    loc, scale = torch.randn(B, 1, horizon).double(), torch.rand(B, 1, horizon).double() + 0.5
+    loadings = torch.randn(*([B] if by_window else []), horizon, units).double()
+    gain = torch.rand(B, patches, units).double() + 0.5
     activity = torch.randn(*particles, B, patches, units).double()
     return FactorNormal(loc, scale, loadings, gain, activity, site=SITE, pool_weight=0.7)
 

@@ -185,10 +185,7 @@ class FactorNormal(GivenLatents):
 
     def _by_patch(self) -> Tensor:
         """Return the loadings of every unit in every patch, 0 for steps of other patches: (..., H, N P)."""
-        patches = self.activity.shape[-2]
-        if patches == 1:
-            return self.loadings
-        own = one_hot(self.patch, patches).to(self.loadings)  # (H, P)
+        own = one_hot(self.patch, self.activity.shape[-2]).to(self.loadings)  # (H, P)
         return (self.loadings.unsqueeze(-1) * own.unsqueeze(-2)).flatten(-2)
 
     def activity_moments(self, latents: Latents) -> tuple[Tensor, Tensor] | None:
@@ -207,7 +204,7 @@ class FactorNormal(GivenLatents):
 
 def _quadratic(weights: Tensor, covariance: Tensor) -> Tensor:
     """Return sum_n w_n' C_n w_n of ``weights`` (..., J, N P), C being (..., N, P, P): (..., J)."""
-    if covariance.shape[-1] == 1:
+    if covariance.shape[-1] == 1:  # far cheaper than as many products of single numbers
         return (weights.square() * covariance[..., 0, 0].unsqueeze(-2)).sum(-1)
     by_unit = weights.unflatten(-1, covariance.shape[-3:-1])
     return torch.einsum("...jnp,...npq,...jnq->...j", by_unit, covariance, by_unit)

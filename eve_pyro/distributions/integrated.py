@@ -1,6 +1,5 @@
 """The factor normal with its units gone: a normal of low rank, at the price of its loadings alone."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -10,6 +9,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from eve_pyro.distributions.factor import FactorNormal, GivenLatents
+from eve_pyro.protocols import Latents
 
 
 class IntegratedFactor(GivenLatents):
@@ -68,10 +68,10 @@ class IntegratedFactor(GivenLatents):
         common = (factor.gain * units) @ factor.loadings.mT
         return factor.loc + factor.scale * factor.noise * (common + torch.randn(shape).to(factor.loc))
 
-    def marginal(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution:
+    def marginal(self, latents: Latents) -> TorchDistribution:
         """Return the normals p(y_h)."""
         return self.conditional()
 
-    def joint(self, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution:
+    def joint(self, latents: Latents) -> TorchDistribution:
         """Return the distribution itself."""
         return self

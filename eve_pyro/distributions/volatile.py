@@ -66,44 +66,43 @@ class VolatileFactor(GivenLatents):
 
     def marginal(self, latents: Latents) -> TorchDistribution | None:
         """Return p(y_h) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
-        return self._values(latents, FactorNormal.marginal)
+        return self._integrated(latents, FactorNormal.marginal, _values)
 
     def blocks(self, latents: Latents, size: int) -> TorchDistribution | None:
         """Return p(mean of y over a block) with all of them integrated out, see ``Blockwise``."""
-        return self._values(latents, lambda factor, units: factor.blocks(units, size))
-
-    def _values(
-        self,
-        latents: Latents,
-        integrated: Callable[[FactorNormal, Latents], TorchDistribution | None],
-    ) -> TorchDistribution | None:
-        units = self._units(latents)
-        factor, wild = self.given(latents.get(self.site))
-        normal = None if factor is None else integrated(factor, units)
-        if normal is None or wild is None:
-            return normal
-        df, stretch = wild
-        t = WindowT(df, normal.mean, stretch * normal.stddev, validate_args=False).to_event(1)
-        return None if self._moved(units) else t
+        return self._integrated(latents, lambda factor, units: factor.blocks(units, size), _values)
 
     def joint(self, latents: Latents) -> TorchDistribution | None:
         """Return p(y) with Gaussian units and a Gamma volatility integrated out: batch (B, 1), event (H,)."""
-        units = self._units(latents)
+        return self._integrated(latents, FactorNormal.joint, _paths)
+
+    def _integrated(
+        self,
+        latents: Latents,
+        normal_of: Callable[[FactorNormal, Latents], TorchDistribution | None],
+        wild_of: Callable[[Tensor, Tensor, TorchDistribution], TorchDistribution],
+    ) -> TorchDistribution | None:
+        """Return the ``normal_of`` the factor and the units, or with df and stretch of a Gamma the t ``wild_of`` it."""
+        units = {site: fn for site, fn in latents.items() if site != self.site}
         factor, wild = self.given(latents.get(self.site))
-        normal = None if factor is None else factor.joint(units)
+        normal = None if factor is None else normal_of(factor, units)
         if normal is None or wild is None:
             return normal
-        df, stretch = wild
-        return None if self._moved(units) else MultivariateT(df[..., 0], stretch[..., 0], normal)
-
-    def _units(self, latents: Latents) -> Latents:
-        return {site: fn for site, fn in latents.items() if site != self.site}
+        return None if self._moved(units) else wild_of(*wild, normal)
 
     def _moved(self, units: Latents) -> bool:
         """Whether the units' activity has another mean than 0, or may learn one, which a volatility would scale too."""
         moments = self.factor.activity_moments(units)
         # NaN is no move: it ends as a loss that is not finite.
         return moments is not None and (moments[0].requires_grad or bool((moments[0].abs() > 0).any()))
+
+
+def _values(df: Tensor, stretch: Tensor, normal: TorchDistribution) -> TorchDistribution:
+    return WindowT(df, normal.mean, stretch * normal.stddev, validate_args=False).to_event(1)
+
+
+def _paths(df: Tensor, stretch: Tensor, normal: TorchDistribution) -> TorchDistribution:
+    return MultivariateT(df[..., 0], stretch[..., 0], normal)
 
 
 class WindowT(dist.StudentT):  # type: ignore[misc]  # untyped in Pyro

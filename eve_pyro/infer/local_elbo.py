@@ -163,11 +163,10 @@ class LocalELBO(TraceMeanField_ELBO):
 
 def _composite(log_prob: Tensor, fn: Blockwise, latents: Latents, value: Tensor) -> Tensor:
     """Return the mean of ``log_prob`` (B,), that of single steps, and of what blocks and the whole have in the mean."""
-    size = block_size(value.shape[-1])
-    means = None if size is None else fn.blocks(latents, size)
-    if size is None or means is None:
+    horizon = value.shape[-1]
+    if (size := block_size(horizon)) is None or (means := fn.blocks(latents, size)) is None:
         return log_prob
-    lengths = block_lengths(value.shape[-1], size).to(value)
+    lengths = block_lengths(horizon, size).to(value)
     shares = lengths / (2 if len(lengths) > 1 else 1)  # quarters and the whole cover the horizon twice
     return 0.5 * (log_prob + mixture_log_prob(means, block_means(value, size), shares))
 

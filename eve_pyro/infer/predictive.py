@@ -1,6 +1,6 @@
 """What a model and a guide foretell: joint paths, marginals, and the closed forms where there are some."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from eve_pyro import metrics
 from eve_pyro.distributions.mixture import EqualMixture, stacked
 from eve_pyro.distributions.quantiles import Quantiles
 from eve_pyro.metrics import log_score
-from eve_pyro.protocols import OBSERVED, Guide, Integrable, Model
+from eve_pyro.protocols import OBSERVED, Guide, Integrable, Latents, Model
 
 Program = Callable[..., Any]
 BISECTIONS = 20  # brackets a quantile to a millionth of the spread of the components
@@ -72,7 +72,7 @@ def latent_sites(model_trace: Trace) -> dict[str, Any]:
     }
 
 
-def forecast_latents(model_trace: Trace, guide_trace: Trace) -> dict[str, TorchDistribution | None]:
+def forecast_latents(model_trace: Trace, guide_trace: Trace) -> Latents:
     """Return the distribution each latent has at forecast time: the guide's where it has one, else the prior's.
 
     None stands for a Delta that passes on an auxiliary draw, as autoguides make them: it is no point. Raises ValueError
@@ -96,14 +96,14 @@ def refuse_added_sites(model_trace: Trace, guide_trace: Trace) -> None:
             )
 
 
-def marginal(fn: TorchDistribution, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+def marginal(fn: TorchDistribution, latents: Latents) -> TorchDistribution | None:
     """Return p(y_h | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
     if isinstance(fn, Integrable):
         return fn.marginal(latents)
     return fn if _all_points(latents) else None
 
 
-def joint(fn: TorchDistribution, latents: Mapping[str, TorchDistribution | None]) -> TorchDistribution | None:
+def joint(fn: TorchDistribution, latents: Latents) -> TorchDistribution | None:
     """Return p(y | x) of likelihood ``fn`` with ``latents`` integrated out, or None without a closed form."""
     if isinstance(fn, Integrable):
         return fn.joint(latents)
@@ -179,7 +179,7 @@ def predict(model: Model, guide: Guide, context: Tensor, num_draws: int = 100) -
     return Predictive(paths, _components(fn, context.shape[0]), None, values(fn))
 
 
-def _all_points(latents: Mapping[str, TorchDistribution | None]) -> bool:
+def _all_points(latents: Latents) -> bool:
     return all(isinstance(fn, dist.Delta) for fn in latents.values())
 
 
