@@ -81,13 +81,10 @@ class ObjectiveOptions:
     objective: Literal["elbo", "mixture", "predictive", "composite"] = option(
         "predictive",
         "Likelihood term of the local ELBO. predictive: with the marginals' density beside it; composite: with that of "
-        "means over blocks of steps too.",
+        "means over blocks of steps too, the more steps have in common.",
     )
     alpha: Annotated[float, Interval(ge=0, le=1)] = option(
-        0.5, "Weight of the ELBO beside the predictive or composite term."
-    )
-    held: Literal["locations", "scales"] | None = option(
-        None, "What the ELBO does not move, so that it learns from what stands beside it alone. Default: none."
+        0.5, "Weight of the ELBO beside the predictive term; beside composite, the less the more steps have in common."
     )
     beta: Annotated[float, Ge(0), Le(1e6)] = option(1.0, "Price of a nat of KL, for every unit.")
     num_particles: Annotated[int, Ge(1), Le(4096)] = option(1, "Draws of the units inside the ELBO.")

@@ -96,26 +96,65 @@ def loss_of(elbo, model, guide):
     return elbo.differentiable_loss(model, guide, *windows()).detach()
 
 
-@pytest.mark.parametrize("particles", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"volatility": False}, {"held": "locations"}])
-def test_half_of_the_composite_term_is_of_steps_and_half_of_blocks(options, particles):
-    """Against the normals and Student's t that each block's mean has by the joint covariance, by SciPy."""
-    model, guide = pair(**options)
-    context, future = windows()
-    whole = predict(model, guide, context).joint
-    steps = predict(model, guide, context).components.log_prob(future).sum()
-    shape, df = (whole.normal, whole.df) if options.get("volatility", True) else (whole, torch.full((6, 1), torch.inf))
-    stretch = whole.stretch if options.get("volatility", True) else torch.ones(6, 1)
-    blocks = []
+def composite_of(model, guide, context, future):
+    """C, summed over windows, and c, from the joint covariance and SciPy."""
+    forecast = predict(model, guide, context)
+    whole = forecast.joint
+    shape = getattr(whole, "normal", whole)  # of a t, or the normal itself
+    df = getattr(whole, "df", torch.tensor(torch.inf)).detach().numpy()
+    covariance, stretch = shape.covariance_matrix[:, 0].detach(), getattr(whole, "stretch", torch.ones(1)).detach()
+    blocks, common = 0.0, 0.0
     for rows in (averaging(18, 5)[:-1], averaging(18, 18)):
-        scale = (rows @ shape.covariance_matrix[:, 0] @ rows.mT).diagonal(dim1=-2, dim2=-1).sqrt() * stretch
+        variance = (rows @ covariance @ rows.mT).diagonal(dim1=-2, dim2=-1)  # (B, J)
+        share = (variance / (covariance.diagonal(dim1=-2, dim2=-1) @ rows.mT)).mean(0)
+        weights = share * (rows > 0).sum(-1) / 36
         loc = (whole.mean[:, 0] @ rows.mT).detach().numpy()
-        each = stats.t.logpdf((future @ rows.mT).numpy(), df.detach().numpy(), loc, scale.detach().numpy())
-        blocks.append((torch.as_tensor(each) * (rows > 0).sum(-1)).sum())
+        each = stats.t.logpdf((future @ rows.mT).numpy(), df, loc, (variance.sqrt() * stretch).numpy())
+        blocks, common = blocks + 18 * (weights * torch.as_tensor(each)).sum(), common + weights.sum()
+    return float((forecast.components.log_prob(future).sum() + blocks) / (1 + common)), float(common)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("volatility", [True, False])
+def test_means_weigh_the_variance_they_hold_and_paths_the_less(volatility, particles):
+    model, guide = pair(volatility=volatility)
+    composite, common = composite_of(model, guide, *windows())
     elbo = float(loss_of(LocalELBO(num_particles=particles), model, guide))
-    loss = float(loss_of(LocalELBO("composite", alpha=0.3, num_particles=particles), model, guide))
-    expected = 0.3 * elbo - 0.7 * float(0.5 * steps + 0.25 * sum(blocks))
-    assert loss == pytest.approx(expected, rel=1e-6)
+    whole = LocalELBO("composite", alpha=0.3, num_particles=particles)
+    alpha = 0.3 * (1 - common)
+    assert float(loss_of(whole, model, guide)) == pytest.approx(alpha * elbo - (1 - alpha) * composite, rel=1e-6)
+    assert float(whole.terms.common) == pytest.approx(common, rel=1e-6)
+    assert 0.02 < common < 0.98
+
+
+def test_what_steps_have_in_common_grows_with_loadings_that_agree():
+    model, guide = pair()
+    for weights in model.readout.scale.parameters():
+        weights.data.fill_(0.1)  # the same scale for all steps
+    found = []
+    for size in (0.0, 0.1, 1.0, 100.0):
+        model.readout.loadings.data.fill_(size)
+        loss_of(elbo := LocalELBO("composite"), model, guide)
+        found.append(float(elbo.terms.common))
+    assert found == sorted(found)
+    assert found[0] == pytest.approx((4 + 1) / 36)  # what means of independent steps hold: 1 / n of each block
+    assert 1 - 1e-4 < found[-1] <= 1
+
+
+def test_weights_have_no_gradient():
+    """At alpha 1 the loss is (1 - c) ELBO + c C, with c a constant."""
+    model, guide = pair(volatility=False)
+    loadings, elbo = model.readout.loadings, LocalELBO("composite", alpha=1.0)
+
+    def gradient(objective, alpha):
+        torch.manual_seed(7)
+        loss = LocalELBO(objective, alpha).differentiable_loss(model, guide, *windows())
+        return torch.autograd.grad(loss, loadings)[0]
+
+    loss_of(elbo, model, guide)
+    c = elbo.terms.common
+    expected = (1 - c) * gradient("elbo", 1.0) + c * gradient("composite", 0.0)
+    torch.testing.assert_close(gradient("composite", 1.0), expected)
 
 
 @pytest.mark.parametrize(
@@ -159,4 +198,5 @@ def test_a_likelihood_of_ones_own_may_be_blockwise_and_masks_count():
     loss = LocalELBO("composite", alpha=0.0).differentiable_loss(model, lambda x, future=None: None, y[:, None], y)
     step = dist.Normal(0.0, 1.0).log_prob(y[:4]).sum()
     quarters, whole = (dist.Normal(0.0, 2.0).log_prob(y[:4].unflatten(-1, (-1, n)).mean(-1)).sum() for n in (4, 16))
+    # Means that are said to vary more than their steps weigh no more than these.
     torch.testing.assert_close(loss, -0.5 * (step + 0.5 * (4 * quarters + 16 * whole)))

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
 from pyro.nn import PyroModule
@@ -13,7 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from eve_pyro.distributions.blocks import block_lengths, block_means, block_size
-from eve_pyro.infer.predictive import forecast_latents, mixture_log_prob, observation
+from eve_pyro.infer.predictive import forecast_latents, mixture_log_prob, observation, values
 from eve_pyro.infer.programs import refuse_clashes
 from eve_pyro.infer.terms import ELBOTerms, by_unit, measure_units
 from eve_pyro.metrics import log_score
@@ -36,11 +37,13 @@ class LocalELBO(TraceMeanField_ELBO):
     - ``predictive``: alpha * (the ELBO above) + (1 - alpha) * log p(y) under the marginals at forecast time, in closed
       form where the likelihood can integrate its units out, else as the mixture over ``num_particles`` draws from the
       prior (or from a guide that needs no future). The alpha scales the KL as well;
-    - ``composite``: alike, with a composite likelihood in place of the marginals' density: half of it is that density,
-      half the mean over blocks of H and of H / 4 steps (of 4 or more) of sum_b steps_b log p(mean of y over block b),
-      so that what many steps have in common teaches as much as they do one by one. Where the likelihood is not
-      ``Blockwise``, or has no closed form, it is ``predictive``. On composite likelihoods: Varin, Reid & Firth,
-      Statistica Sinica 2011.
+    - ``composite``: alike, with a composite likelihood C in place of the marginals' density, which scores the means
+      over blocks too, the horizon and its quarters (of 4 steps or more). With c_b the share of its steps' variance that
+      the mean of block b holds, in the mean over windows and without a gradient, and w_b = c_b steps_b / 2H,
+      C = (log p(y) under the marginals + H sum_b w_b log p(mean of y over b)) / (1 + c), c = sum_b w_b. The ELBO weighs
+      alpha * (1 - c), C the rest: the more steps err together, the less a path's density, which looks at differences
+      between steps first, teaches of what they have in common. Where the likelihood is not ``Blockwise``, or has no
+      closed form, it is ``predictive``. On composite likelihoods: Varin, Reid & Firth, Statistica Sinica 2011.
 
     At ``beta=1`` with ``elbo`` and no penalties this is ``TraceMeanField_ELBO``. ``beta`` is a number, a tensor over
     units, or a mapping from site to such a tensor (sites left out pay beta 1); assign ``elbo.beta`` between steps to
@@ -90,34 +93,36 @@ class LocalELBO(TraceMeanField_ELBO):
         if self.objective != "elbo":
             observation(model_trace)
         if self.objective in FORECASTING:
-            value = self._predictive(model, guide, model_trace, *args, **kwargs)
-            model_trace.add_node(PREDICTIVE, name=PREDICTIVE, type="predictive", value=value)
+            value, common = self._predictive(model, guide, model_trace, *args, **kwargs)
+            model_trace.add_node(PREDICTIVE, name=PREDICTIVE, type="predictive", value=value, common=common)
         return model_trace, guide_trace
 
-    def _predictive(self, model: Any, guide: Any, model_trace: Trace, context: Tensor, future: Tensor) -> Tensor:
-        """Return log p(y | x) of the forecast's marginals, or of blocks too, (B,), scaled and masked as y is."""
+    def _predictive(
+        self, model: Any, guide: Any, model_trace: Trace, context: Tensor, future: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return log p(y | x) at forecast time, (B,), scaled and masked as y is, and of a composite one its c."""
         observed: Any = model_trace.nodes[OBSERVED]
         fn: Any = observed["fn"]
         with poutine.block(hide_types=["sample"]):  # param sites still reach whoever collects them
             at_forecast = poutine.trace(guide).get_trace(context)
             latents = forecast_latents(model_trace, at_forecast)
             exact: Any = fn.marginal(latents) if isinstance(fn, Integrable) else None
-            if exact is None and (held := getattr(fn, "held", None)):
-                raise ValueError(
-                    f"held {held} learn from marginals in closed form, which these latents do not leave: hold nothing"
-                )
             if exact is None:
                 fn = observation(poutine.trace(poutine.replay(model, trace=at_forecast)).get_trace(context))
         log_prob = mixture_log_prob(exact or fn, observed["value"])
+        common = None
         if self.objective == "composite" and exact is not None and isinstance(fn, Blockwise):
-            log_prob = _composite(log_prob, fn, latents, observed["value"])
-        return by_unit(scale_and_mask(log_prob[:, None], scale=observed["scale"], mask=observed["mask"])).sum((0, 2))
+            log_prob, common = _composite(log_prob, exact, fn, latents, observed["value"])
+        scaled = scale_and_mask(log_prob[:, None], scale=observed["scale"], mask=observed["mask"])
+        return by_unit(scaled).sum((0, 2)), common
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
+        forecast: Any = model_trace.nodes.get(PREDICTIVE, {})
         terms = ELBOTerms(
             log_likelihood=self._log_likelihood(model_trace),
             units=measure_units(model_trace, guide_trace, self.sample_kl),
-            predictive=model_trace.nodes[PREDICTIVE]["value"] if PREDICTIVE in model_trace.nodes else None,
+            predictive=forecast.get("value"),
+            common=forecast.get("common"),
         )
         unknown = set(self.beta) - set(terms.units) if isinstance(self.beta, Mapping) else set()
         if unknown:
@@ -128,7 +133,8 @@ class LocalELBO(TraceMeanField_ELBO):
             (self.beta_of(site, units.kl) * units.kl).sum() for site, units in terms.units.items()
         )
         if terms.predictive is not None:
-            loss = self.alpha * loss - (1 - self.alpha) * terms.predictive.sum()
+            alpha = self.alpha if terms.common is None else self.alpha * (1 - terms.common)
+            loss = alpha * loss - (1 - alpha) * terms.predictive.sum()
         loss = loss + terms.log_likelihood.shape[0] * sum(terms.penalties.values())
         loss = loss * self.num_particles  # the estimator divides by the particles, which are averaged already
         return loss.item(), loss
@@ -161,14 +167,25 @@ class LocalELBO(TraceMeanField_ELBO):
         return beta
 
 
-def _composite(log_prob: Tensor, fn: Blockwise, latents: Latents, value: Tensor) -> Tensor:
-    """Return the mean of ``log_prob`` (B,), that of single steps, and of what blocks and the whole have in the mean."""
+def _composite(
+    log_prob: Tensor, single: TorchDistribution, fn: Blockwise, latents: Latents, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the composite log density (B,) of steps, whose own is ``log_prob``, and blocks, and c, see LocalELBO."""
     horizon = value.shape[-1]
     if (size := block_size(horizon)) is None or (means := fn.blocks(latents, size)) is None:
-        return log_prob
+        return log_prob, log_prob.new_zeros(())
     lengths = block_lengths(horizon, size).to(value)
-    shares = lengths / (2 if len(lengths) > 1 else 1)  # quarters and the whole cover the horizon twice
-    return 0.5 * (log_prob + mixture_log_prob(means, block_means(value, size), shares))
+    with torch.no_grad():
+        shares = (_spread(means).square() / block_means(_spread(single).square(), size)).clamp(max=1.0)
+        weights = shares.flatten(0, -2).mean(0) * lengths / lengths.sum()
+    blocks = mixture_log_prob(means, block_means(value, size), horizon * weights)
+    return (log_prob + blocks) / (1 + weights.sum()), weights.sum()
+
+
+def _spread(fn: TorchDistribution) -> Tensor:
+    """Return the scales of independent values, or their deviations where the family has no ``scale``."""
+    single: Any = values(fn) or fn
+    return single.scale if hasattr(single, "scale") else single.stddev
 
 
 def _check_plates(*traces: Trace) -> None:

@@ -111,6 +111,8 @@ class Task(L.LightningModule):
         values["kl"] = sum((units.kl.mean(0).sum() for units in terms.units.values()), start=loss.new_zeros(()))
         if terms.predictive is not None:
             values["predictive"] = terms.predictive.mean() / horizon
+        if terms.common is not None:
+            values["common"] = terms.common
         values |= terms.penalties
         named = {f"{split}_{name}": value for name, value in values.items()}
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(batch.future), sync_dist=True)

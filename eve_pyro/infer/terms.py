@@ -36,12 +36,14 @@ class UnitTerms:
 @dataclass(frozen=True)
 class ELBOTerms:
     """The parts of the objective: ``log_likelihood`` and ``predictive`` (B,), in nats per window; ``units`` by site;
-    ``penalties`` by name, each a scalar in nats per window.
+    ``penalties`` by name, each a scalar in nats per window; ``common``, of a composite objective, the share of the
+    values' variance that means over blocks hold, see ``LocalELBO``.
     """
 
     log_likelihood: Tensor
     units: dict[str, UnitTerms]
     predictive: Tensor | None = None
+    common: Tensor | None = None
     penalties: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -55,6 +57,7 @@ class ELBOTerms:
             log_likelihood=self.log_likelihood.detach(),
             units={name: units.detach() for name, units in self.units.items()},
             predictive=None if self.predictive is None else self.predictive.detach(),
+            common=self.common,
             penalties={name: value.detach() for name, value in self.penalties.items()},
         )
 
