@@ -18,7 +18,7 @@ from eve_pyro.guides import (
     LowRank,
     PointGuide,
 )
-from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.local_elbo import FORECASTING, LocalELBO
 from eve_pyro.likelihoods import FactorReadout, NormalReadout, StudentTReadout
 from eve_pyro.models import Forecaster, Stack, Trajectory
 from eve_pyro.nets import InstanceNorm, LinearEncoder, MLPDecoder
@@ -69,6 +69,24 @@ def twin_of(config: Config) -> Config:
     )
 
 
+def _why_not_held(config: Config) -> str | None:
+    """Return what held locations or scales would learn from, and what ``config`` lacks for it; None if nothing."""
+    model, objective, guide = config.model, config.objective, config.guide.guide
+    if model.readout != "factor" or objective.objective not in FORECASTING or objective.alpha == 1:
+        return (
+            "the predictive or composite term alone, under the factor readout: name --objective composite, --alpha "
+            "below 1 and --readout factor"
+        )
+    if guide == "delta" or (model.model == "stack" and model.depth > 1):
+        return "marginals in closed form: name another guide than delta and a model of one layer"
+    if model.volatility and (guide == "context" or model.prior not in ("standard", "ar1")):
+        return (
+            "marginals in closed form: beside a volatility unit name --prior standard or ar1 and another guide than "
+            "context, or --no-volatility"
+        )
+    return None
+
+
 def _model(config: Config, loadings: bool) -> Forecaster:
     options, data, horizon = config.model, config.data, config.data.horizon
     trajectory = options.model == "trajectory"
@@ -106,9 +124,11 @@ def _layer(options: ModelOptions, name: str, state_size: int, above: bool) -> Ev
 
 
 def _readout(config: Config, layer: EveLayer, state_size: int, loadings: bool) -> nn.Module:
-    options, horizon = config.model, config.data.horizon
+    options, objective, horizon = config.model, config.objective, config.data.horizon
+    if objective.held and (reason := _why_not_held(config)):
+        raise ValueError(f"held {objective.held} learn from {reason}, or no --held")
     if options.readout == "factor":
-        return FactorReadout(layer, state_size, horizon, loadings)
+        return FactorReadout(layer, state_size, horizon, loadings, objective.held)
     decoder = MLPDecoder(options.units, options.hidden)
     head = StudentTReadout if options.readout == "student_t" else NormalReadout
     return head(decoder, horizon, options.head_scale, options.patches if options.model == "trajectory" else 1)

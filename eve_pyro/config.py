@@ -86,6 +86,9 @@ class ObjectiveOptions:
     alpha: Annotated[float, Interval(ge=0, le=1)] = option(
         0.5, "Weight of the ELBO beside the predictive term; beside composite, the less the more steps have in common."
     )
+    held: Literal["locations", "scales"] | None = option(
+        None, "What the ELBO does not move, so that it learns from what stands beside it alone. Default: none."
+    )
     beta: Annotated[float, Ge(0), Le(1e6)] = option(1.0, "Price of a nat of KL, for every unit.")
     num_particles: Annotated[int, Ge(1), Le(4096)] = option(1, "Draws of the units inside the ELBO.")
 

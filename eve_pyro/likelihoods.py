@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_pyro.distributions.factor import FactorNormal, patches_of
+from eve_pyro.distributions.factor import FactorNormal, Held, hold, patches_of
 from eve_pyro.protocols import Information, Layer, UnitRows
 
 MIN_SCALE, MAX_SCALE = 0.01, 5.0
@@ -112,13 +112,16 @@ class FactorReadout(nn.Module):
     Loadings A (H, N) are shared by all windows; each context scales them by a gain exp(g(x)). The
     marginals are Normal(f_h(x), V_h(x)^2) whatever the loadings where the activity is standard: under a standard prior,
     or an AR(1) around it, with pooling ``sqrt``. Otherwise they are normals still, in closed form, of another location
-    and deviation. With ``loadings=False`` they are off, which leaves those marginals as independent normals: the
-    deterministic twin.
+    and deviation. With ``loadings=False`` they are off, which leaves
+    those marginals as independent normals: the deterministic twin. What is ``held``, "locations" or "scales", the
+    density of paths does not move: it is left to a loss on the marginals, such as the predictive term.
     """
 
-    def __init__(self, layer: Layer, state_size: int, horizon: int, loadings: bool = True) -> None:
+    def __init__(
+        self, layer: Layer, state_size: int, horizon: int, loadings: bool = True, held: Held | None = None
+    ) -> None:
         super().__init__()
-        self.site, self.pool_weight = layer.site, layer.pool_weight
+        self.site, self.pool_weight, self.held = layer.site, layer.pool_weight, held
         self.loc = nn.Linear(state_size, horizon)
         self.scale = nn.Linear(state_size, horizon)
         nn.init.zeros_(self.scale.weight)
@@ -139,7 +142,7 @@ class FactorReadout(nn.Module):
         gain = self._gain(state).expand(-1, *activity.shape[-2:])
         return FactorNormal(
             loc, scale, 3 * self.loadings, gain, activity, site=self.site, pool_weight=self.pool_weight,
-            validate_args=False,
+            held=self.held, validate_args=False,
         )  # fmt: skip
 
     def loc_scale(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +156,7 @@ class FactorReadout(nn.Module):
 
     def surprise(self, target: Tensor, state: Tensor) -> Tensor:
         """Return (y - f) / V for a normalised future ``target`` (B, H) and ``state`` (B, P, F)."""
-        loc, scale = self.loc_scale(state)
+        loc, scale = hold(*self.loc_scale(state), self.held)
         return (target - loc[:, 0]) / scale[:, 0]
 
     def rows(self) -> UnitRows | None:

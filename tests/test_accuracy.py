@@ -72,48 +72,51 @@ def test_a_set_has_epochs_of_its_own_that_the_command_overrides(tmp_path, name, 
     assert own.training.epochs == epochs
     assert own.objective == load_recipe("factor").objective  # of no set
     assert plan(overrides={"epochs": 3}).config(name, 24, 36).training.epochs == 3
-    tried = plan(tune=True).config(name, 24, 36, options={"alpha": 0.25, "dropout": 0.3})
-    assert (tried.objective.alpha, tried.model.dropout, tried.training.epochs) == (0.25, 0.3, epochs)
+    tried = plan(tune=True).config(name, 24, 36, options={"alpha": 0.9, "held": "scales"})
+    assert (tried.objective.alpha, tried.objective.held, tried.training.epochs) == (0.9, "scales", epochs)
 
 
-def test_every_model_is_tried_with_as_many_options():
+def test_eve_is_tried_with_fewer_options_than_every_rival():
     counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in TRAINED}
-    assert set(counts.values()) == {4}
+    assert counts == dict.fromkeys(TRAINED, 4) | {"eve": 3}
     assert all(candidates_of(model)[0] == {} for model in TRAINED)
 
 
 def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, monkeypatch):
-    scores = {0.25: 0.1, 0.001: 0.2}  # by alpha, or learning rate; any other: 1
+    scores = {0.25: 0.3, "scales": 0.1, 0.001: 0.2}  # by alpha, what is held, learning rate; any other: 1
     trained = []
 
     def run(model, config, panel, plan):
-        own = {"alpha": config.objective.alpha, "dropout": config.model.dropout}
-        own |= {"learning_rate": config.training.learning_rate}
+        own = {"alpha": config.objective.alpha, "held": config.objective.held}
+        own |= {"learning_rate": config.training.learning_rate, "dropout": config.model.dropout}
         trained.append((model, own, config.training.seed))
-        found = own["alpha"] if model == "eve" else own["learning_rate"]
+        found = (own["held"] or own["alpha"]) if model == "eve" else own["learning_rate"]
         figures = dict.fromkeys(KEYS, 1.0) | {"val_crps": scores.get(found, 1.0) + 0.01 * (own["dropout"] > 0.1)}
         return {**figures, "epoch": 1, "seconds": 0.0}
 
     monkeypatch.setattr(accuracy, "_run_model", run)
     tuned = plan(data, models=("eve", "twin", "ensemble", "repeat_last"), tune=True)
     rows = run_accuracy(tuned, tmp_path / "out", lambda _: None)
-    assert len(trained) == 5 + 5 + 2  # four tries and the second seed; the ensemble takes the twin's options
-    assert set(rows["options"][rows["seed"] == 1]) == {"alpha=0.25", "learning_rate=0.001"}
+    assert len(trained) == 4 + 5 + 2  # three or four tries and the second seed; the ensemble takes the twin's options
+    assert set(rows["options"][rows["seed"] == 1]) == {
+        "objective=predictive alpha=0.9 held=scales",
+        "learning_rate=0.001",
+    }
     assert {own["learning_rate"] for model, own, _ in trained if model == "ensemble"} == {0.001}
     compared = chosen_rows(rows).groupby("model")["options"].unique().map(list).to_dict()
     twin = ["learning_rate=0.001"]
     assert compared == {
-        "eve": ["alpha=0.25"],
+        "eve": ["objective=predictive alpha=0.9 held=scales"],
         "twin": twin,
         "ensemble": twin,
         "repeat_last": ["recipe"],
     }
     text = markdown(rows)
-    assert "| toy | 6 | 24 | eve | alpha=0.25 | 4 |" in text
+    assert "| toy | 6 | 24 | eve | objective=predictive alpha=0.9 held=scales | 3 |" in text
     assert "Left out" not in text
 
     run_accuracy(tuned, tmp_path / "out", lambda _: None)
-    assert len(trained) == 12
+    assert len(trained) == 11
 
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(data, tmp_path, monkeypatch):
@@ -178,6 +181,10 @@ def test_a_changed_file_is_refused_by_name(data, tmp_path):
         ({"overrides": {"rows": (1, 1, 1)}}, "the protocol fixes the split"),
         ({"models": ("nhits",), "peer_python": Path("/no/python")}, "cannot run /no/python: name a Python"),
         ({"tune": True, "overrides": SMALL | {"dropout": 0.2}}, "dropout is among those that --tune chooses"),
+        (
+            {"tune": True, "overrides": SMALL | {"readout": "normal", "guide": "future_aware", "volatility": False}},
+            r"or no --held \(--tune tries objective=predictive alpha=0.9 held=scales\)",
+        ),
         ({"protocol": "mine"}, "longhorizon or probts, not 'mine'"),
         ({"protocol": "probts", "contexts": (24,)}, "leave out --contexts"),
         ({"contexts": (500, 600)}, "no context fits horizon 6: series 's0' is too short"),

@@ -35,9 +35,9 @@ def test_recipes_build_train_a_step_and_survive_toml(name, tmp_path):
 
 
 def test_what_a_recipe_of_ones_own_has_can_be_left_out_again(tmp_path):
-    own = load_recipe("factor", {"alpha": 0.25, "rows": (700, 100, 200)})
+    own = load_recipe("factor", {"held": "scales", "rows": (700, 100, 200)})
     (tmp_path / "own.toml").write_text(to_toml(own))
-    assert load_recipe(str(tmp_path / "own.toml"), {"alpha": 0.5, "rows": None}) == load_recipe("factor")
+    assert load_recipe(str(tmp_path / "own.toml"), {"held": "none", "rows": None}) == load_recipe("factor")
     with pytest.raises(ValueError, match="guide"):
         load_recipe("factor", {"guide": "none"})
 

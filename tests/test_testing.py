@@ -34,6 +34,12 @@ def path():
     return Forecaster(encoder(), layer, FactorReadout(layer, 20, HORIZON), HORIZON, path=2)
 
 
+def held():
+    model = make_model()
+    model.readout.held = "scales"
+    return model
+
+
 def trajectory(readout):
     marginals = StandardPrior(UNITS) if readout == "factor" else ContextualPrior(20, UNITS)
     layer = EveLayer(AR1Prior(marginals, UNITS, 0.8, learned=True), UNITS)
@@ -54,6 +60,7 @@ def regression(readout):
 
 MODELS = {
     "factor": make_model,
+    "factor, scales held": held,
     "normal": lambda: make_model("normal", "contextual", latent_dim=3),
     "student_t": lambda: make_model("student_t", "learned"),
     "path": path,
@@ -64,7 +71,7 @@ MODELS = {
     "regression": lambda: regression("factor"),
     "classification": lambda: regression("classes"),
 }
-LINEAR = ("factor", "path", "trajectory, factor", "stack, factor", "regression")
+LINEAR = ("factor", "factor, scales held", "path", "trajectory, factor", "stack, factor", "regression")
 
 
 @pytest.mark.parametrize("name", MODELS)

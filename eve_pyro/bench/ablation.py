@@ -36,6 +36,7 @@ NEEDS: dict[str, tuple[str, Callable[[Config], bool]]] = {  # what an option act
     "rank": ("guide 'low_rank'", lambda config: config.guide.guide == "low_rank"),
     "guide_scale": ("guide 'context'", lambda config: config.guide.guide == "context"),
     "alpha": ("objective 'composite' or 'predictive'", lambda config: config.objective.objective in FORECASTING),
+    "held": ("alpha above 0", lambda config: config.objective.alpha > 0),
     "objective": (
         "num_particles above 1, a mixture of one draw being the elbo",
         lambda config: config.objective.objective != "mixture" or config.objective.num_particles > 1,

@@ -86,8 +86,8 @@ def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
             sizes_probts(scored_windows(windows.test, plan.protocol))  # refused now, not after a training
         cell = Cell(source, horizon, fitting)
         for model in plan.models:
-            if model in TRAINED:
-                _rehearse(plan, cell, model)
+            for options in plan.candidates(model) if model in TRAINED else ():
+                _rehearse(plan, cell, model, options)
         yield cell
 
 
@@ -154,14 +154,17 @@ def _run_peer(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str,
     return peer_row(model, plan.peer_python, config, windows_of(panel, config), plan.protocol)
 
 
-def _rehearse(plan: Plan, cell: Cell, model: str) -> None:
+def _rehearse(plan: Plan, cell: Cell, model: str, options: Options) -> None:
     """Raise ValueError now for what would fail once the training's turn comes."""
-    config = config_of(model, plan.config(cell.source.name, cell.horizon, cell.contexts[0]))
+    config = config_of(model, plan.config(cell.source.name, cell.horizon, cell.contexts[0], options=options))
     train_rows = windows_of(cell.source.panel, config).train
-    pair = build_pair(model, config)
-    config.control.check(config.training.steps(len(train_rows)))
-    with evaluating(pair.model, pair.guide, config.training.seed):
-        pair.elbo.loss(pair.model, pair.guide, *train_rows[:2])
+    try:
+        pair = build_pair(model, config)
+        config.control.check(config.training.steps(len(train_rows)))
+        with evaluating(pair.model, pair.guide, config.training.seed):
+            pair.elbo.loss(pair.model, pair.guide, *train_rows[:2])
+    except ValueError as error:
+        raise ValueError(f"{error} (--tune tries {label_of(options)})" if options else str(error)) from None
 
 
 def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:

@@ -8,11 +8,10 @@ import pandas as pd
 RECIPE = "recipe"  # what a row says that was trained with the recipe's own options
 Options = Mapping[str, Any]
 
-OF_UNITS: tuple[Options, ...] = (  # how much paths say, and how freely it learns
+OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales
     {},
     {"alpha": 0.25},
-    {"dropout": 0.3},
-    {"alpha": 0.25, "dropout": 0.3},
+    {"objective": "predictive", "alpha": 0.9, "held": "scales"},  # means over blocks would move the scales too
 )
 OF_RIVALS: tuple[Options, ...] = (  # how fast and how freely they learn
     {},
@@ -33,7 +32,7 @@ def tried(model: str) -> str:
 
 
 def label_of(options: Options) -> str:
-    """Return what a row says of its options: ``alpha=0.25 dropout=0.3``."""
+    """Return what a row says of its options: ``alpha=0.9 held=scales``."""
     return " ".join(f"{name}={value}" for name, value in options.items()) or RECIPE
 
 

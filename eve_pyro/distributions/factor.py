@@ -1,8 +1,9 @@
 """The factor normal, whose units carry dependence and whose marginals do not pay, and how likelihoods are rescaled."""
 
+from collections.abc import Callable
 from copy import copy
 from functools import singledispatch
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -16,6 +17,8 @@ from eve_pyro.distributions.blocks import block_lengths, block_means, by_block, 
 from eve_pyro.distributions.dense import DenseNormal, LowRankNormal
 from eve_pyro.distributions.paths import path_moments
 from eve_pyro.protocols import Latents
+
+Held = Literal["locations", "scales"]
 
 
 class GivenLatents(TorchDistribution):
@@ -59,7 +62,8 @@ class FactorNormal(GivenLatents):
 
     Shapes: ``loc`` and ``scale`` (B, 1, H), ``loadings`` (H, N) or (B, H, N), ``gain`` (B, P, N), ``activity``
     (..., B, P, N). ``site`` names the latent whose last P path steps the activity comes from, and ``pool_weight`` how:
-    a = weight * sum_k z_k.
+    a = weight * sum_k z_k. What is ``held``, the locations or the scales, is a constant to the gradients of the paths'
+    densities, p(y | z) and p(y), and learns from the marginals alone.
     """
 
     arg_constraints: ClassVar = {
@@ -79,10 +83,12 @@ class FactorNormal(GivenLatents):
         *,
         site: str,
         pool_weight: float = 1.0,
+        held: Held | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale, self.loadings, self.gain, self.activity = loc, scale, loadings, gain, activity
-        self.site, self.pool_weight = site, pool_weight
+        self.path_loc, self.path_scale = hold(loc, scale, held)
+        self.site, self.pool_weight, self.held = site, pool_weight, held
         self.patch = patches_of(loadings.shape[-2], activity.shape[-2], loadings.device)
         self.noise = (1 + self._read(gain.square(), loadings.square())).rsqrt()  # k, (B, 1, H)
         self.shift = self.noise * self._read(gain * activity, loadings)  # B a, (..., B, 1, H)
@@ -92,22 +98,24 @@ class FactorNormal(GivenLatents):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FactorNormal":
         """Return the distribution with ``activity`` expanded, so that the batch shape is ``batch_shape``."""
         activity = self.activity.expand(*batch_shape[:-1], *self.activity.shape[-2:])
-        return FactorNormal(
+        expanded = FactorNormal(
             self.loc, self.scale, self.loadings, self.gain, activity, site=self.site, pool_weight=self.pool_weight,
-            validate_args=False,
+            held=self.held, validate_args=False,
         )  # fmt: skip
+        expanded.path_loc, expanded.path_scale = self.path_loc, self.path_scale
+        return expanded
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
         """Return the distribution of ``loc + scale * y``: dependence has no units, so the loadings stay."""
-        return self._moved(loc + scale * self.loc, scale * self.scale)
+        return self._moved(lambda own: loc + scale * own, lambda own: scale * own)
 
     def stretched(self, factor: Tensor) -> "FactorNormal":
         """Return the distribution with its scale multiplied by ``factor``, which broadcasts to (..., B, 1, H)."""
-        return self._moved(self.loc, self.scale * factor)
+        return self._moved(lambda own: own, lambda own: own * factor)
 
     def conditional(self) -> dist.Independent:
         """Return the normals p(y_h | z): batch (..., B, 1), event (H,)."""
-        loc, scale = self.loc + self.scale * self.shift, self.scale * self.noise
+        loc, scale = self.path_loc + self.path_scale * self.shift, self.path_scale * self.noise
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def marginal(self, latents: Latents) -> TorchDistribution | None:
@@ -147,10 +155,10 @@ class FactorNormal(GivenLatents):
         if moments is None:
             return None
         mean, covariance = moments
-        loc = self.loc + self.scale * self.noise * self._read(self.gain * mean, self.loadings)
+        loc = self.path_loc + self.path_scale * self.noise * self._read(self.gain * mean, self.loadings)
         root = torch.linalg.cholesky(covariance)  # (..., N, P, P)
         weights = self.loadings * self.gain[..., self.patch, :]  # (B, H, N)
-        noise = self.scale * self.noise
+        noise = self.path_scale * self.noise
         factor = weights[..., None] * root[..., self.patch, :].transpose(-3, -2)  # (B, H, N, P)
         factor = noise[..., None] * factor.flatten(-2).unsqueeze(-3)  # (B, 1, H, N P)
         if factor.shape[-1] < factor.shape[-2]:
@@ -158,10 +166,12 @@ class FactorNormal(GivenLatents):
         covariance = factor @ factor.mT + torch.diag_embed(noise.square())
         return DenseNormal(loc, covariance, validate_args=False)
 
-    def _moved(self, loc: Tensor, scale: Tensor) -> "FactorNormal":
+    def _moved(self, loc: Callable[[Tensor], Tensor], scale: Callable[[Tensor], Tensor]) -> "FactorNormal":
         """Return the distribution with its location and scale moved; units and loadings are not read again."""
         moved = copy(self)
-        moved.loc, moved.scale = loc, scale
+        moved.loc, moved.scale = loc(self.loc), scale(self.scale)
+        moved.path_loc = moved.loc if self.path_loc is self.loc else loc(self.path_loc)
+        moved.path_scale = moved.scale if self.path_scale is self.scale else scale(self.path_scale)
         moved._batch_shape = torch.broadcast_shapes(moved.loc.shape, moved.scale.shape, self.shift.shape)[:-1]
         return moved
 
@@ -203,6 +213,13 @@ def _quadratic(weights: Tensor, covariance: Tensor) -> Tensor:
 def _constant(moment: Tensor, value: float) -> bool:
     """Whether a moment is ``value`` and stays so in training."""
     return not moment.requires_grad and bool((moment == value).all())
+
+
+def hold(loc: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:
+    """Return ``loc`` and ``scale``, the one that is ``held`` as a constant to gradients."""
+    if held not in (None, *get_args(Held)):
+        raise ValueError(f"what is held is {' or '.join(get_args(Held))}, not {held!r}")
+    return loc.detach() if held == "locations" else loc, scale.detach() if held == "scales" else scale
 
 
 def patches_of(horizon: int, num_patches: int, device: torch.device) -> Tensor:

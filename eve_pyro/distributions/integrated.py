@@ -52,7 +52,7 @@ class IntegratedFactor(GivenLatents):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(y), in nats per window."""
         factor, loadings, gain = self.factor, self.factor.loadings, self.factor.gain  # gain (B, 1, N)
-        loc, noise = factor.loc.expand(self.batch_shape + self.event_shape), factor.scale * factor.noise
+        loc, noise = factor.path_loc.expand(self.batch_shape + self.event_shape), factor.path_scale * factor.noise
         pull = gain * ((value - loc) / noise @ loadings)  # (..., B, 1, N)
         precision = gain.unsqueeze(-1) * (loadings.mT @ loadings) * gain.unsqueeze(-2)  # (B, 1, N, N)
         root = torch.linalg.cholesky(precision + torch.eye(loadings.shape[-1]).to(precision))

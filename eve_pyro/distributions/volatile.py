@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from eve_pyro.distributions.factor import FactorNormal, GivenLatents
+from eve_pyro.distributions.factor import FactorNormal, GivenLatents, Held
 from eve_pyro.protocols import Latents
 
 
@@ -42,6 +42,11 @@ class VolatileFactor(GivenLatents):
     def rescaled(self, loc: Tensor, scale: Tensor) -> "VolatileFactor":
         """Return the distribution of ``loc + scale * y``."""
         return VolatileFactor(self.factor.rescaled(loc, scale), self.volatility, self.site)
+
+    @property
+    def held(self) -> Held | None:
+        """What the densities of paths do not move."""
+        return self.factor.held
 
     def conditional(self) -> dist.Independent:
         """Return the normals p(y_h | z, v): batch (..., B, 1), event (H,)."""

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from eve_pyro.infer.callbacks import CHECKPOINT, History, Keeper, Patience, Pause
-from eve_pyro.infer.local_elbo import LocalELBO
+from eve_pyro.infer.local_elbo import FORECASTING, LocalELBO
 from eve_pyro.infer.loop import Callback, L, ModelCheckpoint, RichProgressBar, TensorBoardLogger
 from eve_pyro.infer.predictive import forecast_trace, is_categorical, observation, refuse_added_sites, values
 from eve_pyro.infer.programs import check_accelerator, check_weights, device_of, evaluating, store_parameters
@@ -80,7 +80,7 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(), _quiet_lightning():
         stored = store_parameters(model, guide, *windows.train[:2])
-        scored = _scored(model, guide, windows)
+        scored = _scored(model, guide, windows, elbo)
         monitor = {"last": None, "crps": f"val_{scored[0]}"}.get(training.monitor, f"val_{training.monitor}")
         history, keeper = History(folder), Keeper(monitor)
         torch.manual_seed(training.seed)
@@ -119,15 +119,21 @@ def fit(
     return Fit(tables.pop("history"), tables, keeper.epoch, history.seconds, _why(task, trainer, training, monitor))
 
 
-def _scored(model: Model, guide: Guide, windows: RowSplits) -> tuple[str, ...]:
+def _scored(model: Model, guide: Guide, windows: RowSplits, elbo: LocalELBO) -> tuple[str, ...]:
     """Return what validation scores the forecasts by, the first being what is monitored.
 
-    Raises ValueError for a guide that samples, without a future, what the model has not.
+    Raises ValueError for a guide that samples, without a future, what the model has not, and for a likelihood that
+    holds what this loss has no other term for.
     """
     with evaluating(model, guide, seed=0):
         model_trace, guide_trace = forecast_trace(model, guide, windows.train[:2].context.to(device_of(model)))
         refuse_added_sites(model_trace, guide_trace)
     likelihood = observation(model_trace)
+    held = getattr(likelihood, "held", None)
+    if held and (elbo.objective not in FORECASTING or elbo.alpha == 1):
+        raise ValueError(
+            f"held {held} learn from the densities of forecasts alone: LocalELBO('composite', alpha=...), alpha below 1"
+        )
     return ("log_score", "accuracy") if is_categorical(values(likelihood)) else ("crps",)
 
 

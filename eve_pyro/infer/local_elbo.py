@@ -107,6 +107,10 @@ class LocalELBO(TraceMeanField_ELBO):
             at_forecast = poutine.trace(guide).get_trace(context)
             latents = forecast_latents(model_trace, at_forecast)
             exact: Any = fn.marginal(latents) if isinstance(fn, Integrable) else None
+            if exact is None and (held := getattr(fn, "held", None)):
+                raise ValueError(
+                    f"held {held} learn from marginals in closed form, which these latents do not leave: hold nothing"
+                )
             if exact is None:
                 fn = observation(poutine.trace(poutine.replay(model, trace=at_forecast)).get_trace(context))
         log_prob = mixture_log_prob(exact or fn, observed["value"])

@@ -138,6 +138,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     layers = f"{model.depth} layers of {model.units}" if model.model == "stack" else str(model.units)
     size = f" of {model.latent_dim} dimensions" if model.latent_dim > 1 else ""
     alpha = f", alpha {objective.alpha:g}" if objective.objective in FORECASTING else ""
+    held = f", {objective.held} held" if objective.held else ""
     below = "" if record.volatility is None else " above a volatility unit"
     regime = config.control.regime
     splits = f"{len(train):,} for training, {len(validation):,} for validation, {len(test):,} for testing"
@@ -148,7 +149,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Recipe", config.recipe),
         ("Model", f"{model.model}: {layers} units{size}{below}, {model.prior} prior, {model.readout} readout"),
         ("Guide", f"{config.guide.guide}: {GUIDES[config.guide.guide]}"),
-        ("Objective", f"{objective.objective}{alpha}, beta {objective.beta:g}"),
+        ("Objective", f"{objective.objective}{alpha}{held}, beta {objective.beta:g}"),
         ("Regime", regime if regime == "off" else f"{regime}, target energy {config.control.target:g}"),
         ("Parameters", f"{_count(record.eve.model):,} in the model, {_count(record.eve.guide):,} in the guide"),
         ("Training", _training(record)),
