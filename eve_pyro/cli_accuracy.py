@@ -40,7 +40,7 @@ def accuracy(
     recipe: Recipe = "factor",
     draws: Draws = 100,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Choose each model's options on validation, of up to four candidates a model.")
+        bool, typer.Option("--tune", help="Choose each model's options on validation, of up to four a model.")
     ] = False,
     peer_python: Annotated[
         Path | None, typer.Option(help="A Python that has neuralforecast, for its models.", show_default=False)
