@@ -115,9 +115,9 @@ def composite_of(model, guide, context, future):
 
 
 @pytest.mark.parametrize("particles", [1, 3])
-@pytest.mark.parametrize("volatility", [True, False])
-def test_means_weigh_the_variance_they_hold_and_paths_the_less(volatility, particles):
-    model, guide = pair(volatility=volatility)
+@pytest.mark.parametrize("options", [{}, {"volatility": False}, {"held": "locations"}])
+def test_means_weigh_the_variance_they_hold_and_paths_the_less(options, particles):
+    model, guide = pair(**options)
     composite, common = composite_of(model, guide, *windows())
     elbo = float(loss_of(LocalELBO(num_particles=particles), model, guide))
     whole = LocalELBO("composite", alpha=0.3, num_particles=particles)

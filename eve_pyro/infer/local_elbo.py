@@ -173,17 +173,21 @@ class LocalELBO(TraceMeanField_ELBO):
 
 def _composite(
     log_prob: Tensor, single: TorchDistribution, fn: Blockwise, latents: Latents, value: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the composite log density (B,) of steps, whose own is ``log_prob``, and blocks, and c, see LocalELBO."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return the composite log density (B,) of steps, whose own is ``log_prob``, and blocks, and c, see LocalELBO.
+
+    Without blocks it is ``log_prob``, and c None.
+    """
     horizon = value.shape[-1]
     if (size := block_size(horizon)) is None or (means := fn.blocks(latents, size)) is None:
-        return log_prob, log_prob.new_zeros(())
+        return log_prob, None
     lengths = block_lengths(horizon, size).to(value)
     with torch.no_grad():
         shares = (_spread(means).square() / block_means(_spread(single).square(), size)).clamp(max=1.0)
         weights = shares.flatten(0, -2).mean(0) * lengths / lengths.sum()
+        common = weights.sum()
     blocks = mixture_log_prob(means, block_means(value, size), horizon * weights)
-    return (log_prob + blocks) / (1 + weights.sum()), weights.sum()
+    return (log_prob + blocks) / (1 + common), common
 
 
 def _spread(fn: TorchDistribution) -> Tensor:
