@@ -16,7 +16,7 @@ from eve_pyro.bench.lineup import MODELS, TRAINED
 from eve_pyro.bench.plan import Plan
 from eve_pyro.bench.rows import Job, read_rows, run_jobs
 from eve_pyro.bench.tables import chosen_rows, markdown
-from eve_pyro.bench.tuning import candidates_of, label_of
+from eve_pyro.bench.tuning import candidates_of, chosen_label, label_of
 from eve_pyro.cli_accuracy import MODELS as SHOWN
 from eve_pyro.config import load_recipe
 from eve_pyro.infer.scores import KEYS
@@ -80,6 +80,22 @@ def test_eve_is_tried_with_fewer_options_than_every_rival():
     counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in TRAINED}
     assert counts == dict.fromkeys(TRAINED, 4) | {"eve": 3}
     assert all(candidates_of(model)[0] == {} for model in TRAINED)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ({"recipe": 0.2, "a": 0.199, "b": 0.1995}, "recipe"),  # exactly half a per cent: what another seed might do
+        ({"recipe": 0.2, "a": 0.1989, "b": 0.1985}, "b"),
+        ({"recipe": 0.2, "a": 0.19, "b": float("nan")}, "a"),
+        ({"recipe": float("nan"), "a": 0.21, "b": 0.209}, "b"),
+        ({"a": 0.2001, "b": 0.2}, "b"),
+    ],
+)
+def test_the_recipe_stays_unless_others_are_better_by_more_than_a_seed(scores, chosen):
+    rows = [{"seed": 0, "options": name, "val_crps": score} for name, score in scores.items()]
+    others = [{"seed": 1, "options": name, "val_crps": 0.01} for name in scores if name != chosen]
+    assert chosen_label(pd.DataFrame(others + rows)) == chosen
 
 
 def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, monkeypatch):

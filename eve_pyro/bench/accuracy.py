@@ -102,7 +102,7 @@ def _chosen_context(plan: Plan, cell: Cell, table: Path, say: Say) -> int:
 
 
 def _chosen_options(plan: Plan, cell: Cell, context: int, model: str, table: Path, say: Say) -> Options:
-    """Return the candidate of the lowest validation CRPS at seed 0, training those that are not there yet."""
+    """Return the candidate that seed 0 chooses, see ``chosen_label``, training those that are not there yet."""
     candidates = plan.candidates(model)
     if len(candidates) == 1:
         return candidates[0]

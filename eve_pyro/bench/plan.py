@@ -29,7 +29,7 @@ class Plan:
     """What to run: ``horizons`` and ``contexts`` are each set's own where None; ProbTS has one context a set.
 
     ``overrides`` are options of the ``recipe``, as the command line names them. With ``tune`` every trained model is
-    tried with the candidates of ``bench.tuning``, and those of the lowest validation CRPS serve all seeds of a cell.
+    tried with the candidates of ``bench.tuning``, and those that seed 0 chooses serve all seeds of a cell.
     ``peer_python`` is a Python that has neuralforecast, for the peers among ``models``.
     """
 

@@ -25,8 +25,8 @@ def chosen_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
     They are of one context: where the twin of seed 0 has the lowest validation CRPS with the recipe's own options, of
     those contexts at which any other model was run; without a twin, the one with the most rows. A model that was tried
-    with several options there is compared by those of its lowest validation CRPS, at seed 0; an ensemble by its twin's,
-    where it has them.
+    with several options there is compared by those that seed 0 chooses, see ``chosen_label``; an ensemble by its
+    twin's, where it has them.
     """
     compared = []
     for _, cell in rows.groupby(list(CELL)):
@@ -144,7 +144,7 @@ def _options(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
     chosen = chosen[(chosen["tried"] > 1) | (chosen["options"] != RECIPE)]
     if len(chosen):
         yield "### Options in place of the recipe's"
-        yield "Where several were tried, the best on validation; an ensemble of --tune has its twin's."
+        yield "Where several were tried, the best on validation, by half a per cent; an ensemble of --tune has its twin's."
         yield _table(chosen.drop(columns="protocol"), "{}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 RECIPE = "recipe"  # what a row says that was trained with the recipe's own options
+MARGIN = 0.005  # of the validation CRPS: what another seed moves it by
 Options = Mapping[str, Any]
 
 OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales
@@ -39,9 +40,12 @@ def label_of(options: Options) -> str:
 def chosen_label(rows: pd.DataFrame) -> str:
     """Return the options, of those in a model's ``rows``, whose seed 0 has the lowest validation CRPS.
 
+    They are the recipe's own unless others are lower by more than half a per cent, which another seed might be as well.
     Without such rows, as of a peer that has no validation CRPS, they are those of most rows.
     """
     first = rows[(rows["seed"] == 0) & rows["val_crps"].notna()]
-    if len(first):
-        return str(first["options"].to_numpy()[first["val_crps"].argmin()])
-    return str(rows["options"].mode()[0])
+    if not len(first):
+        return str(rows["options"].mode()[0])
+    scores = first.set_index("options")["val_crps"]
+    scores = scores.where(scores.index != RECIPE, (1 - MARGIN) * scores)
+    return str(scores.idxmin())
