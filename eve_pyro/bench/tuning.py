@@ -9,9 +9,10 @@ RECIPE = "recipe"  # what a row says that was trained with the recipe's own opti
 MARGIN = 0.005  # of the validation CRPS: what another seed moves it by
 Options = Mapping[str, Any]
 
-OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales
+OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales, and its tails
     {},
     {"alpha": 0.25},
+    {"volatility": False},
     {"objective": "predictive", "alpha": 0.9, "held": "scales"},  # means over blocks would move the scales too
 )
 OF_RIVALS: tuple[Options, ...] = (  # how fast and how freely they learn
