@@ -198,7 +198,7 @@ def test_a_changed_file_is_refused_by_name(data, tmp_path):
         ({"models": ("nhits",), "peer_python": Path("/no/python")}, "cannot run /no/python: name a Python"),
         ({"tune": True, "overrides": SMALL | {"dropout": 0.2}}, "dropout is among those that --tune chooses"),
         (
-            {"tune": True, "overrides": SMALL | {"readout": "normal", "guide": "future_aware", "volatility": False}},
+            {"tune": True, "overrides": SMALL | {"readout": "normal", "guide": "future_aware"}},
             r"or no --held \(--tune tries objective=predictive alpha=0.9 held=scales\)",
         ),
         ({"protocol": "mine"}, "longhorizon or probts, not 'mine'"),
