@@ -3,6 +3,7 @@
 import multiprocessing
 import shlex
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_every_model_is_tried_with_as_many_options():
     counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in TRAINED}
     assert counts == dict.fromkeys(TRAINED, 4)
     assert all(candidates_of(model)[0] == {} for model in TRAINED)
+    assert not any("dropout" in options for options in candidates_of("dlinear"))  # which has none
+
+
+def test_a_recipe_of_ones_own_leaves_the_split_to_the_protocol(data, tmp_path):
+    (tmp_path / "own.toml").write_text(
+        'recipe = "factor"\n[data]\nrows = [200, 20, 20]\nvalidation = 0.3\ntest = 0.3\n'
+    )
+    own, standard = (
+        plan(data, recipe=recipe).config("toy", 6, 24) for recipe in (str(tmp_path / "own.toml"), "factor")
+    )
+    assert own.data == standard.data
 
 
 @pytest.mark.parametrize(
@@ -195,7 +207,9 @@ def test_a_changed_file_is_refused_by_name(data, tmp_path):
         ({"models": ("eve", "oracle")}, r"no model 'oracle'; known are eve, twin, .*seasonal_naive"),
         ({"overrides": {"seed": 1}}, "with --seeds"),
         ({"overrides": {"rows": (1, 1, 1)}}, "the protocol fixes the split"),
-        ({"models": ("nhits",), "peer_python": Path("/no/python")}, "cannot run /no/python: name a Python"),
+        ({"models": ("nhits",), "peer_python": Path("/no/python")}, r"cannot run /no/python \(.*\): name a Python"),
+        ({"models": ("nhits",), "peer_python": Path(sys.executable)}, "has no neuralforecast: name one that has it"),
+        ({"models": ("twin", "ensemble"), "seeds": (2**61,)}, "name --seeds below 18446744"),
         ({"tune": True, "overrides": SMALL | {"dropout": 0.2}}, "dropout is among those that --tune chooses"),
         (
             {"tune": True, "overrides": SMALL | {"readout": "normal", "guide": "future_aware"}},
@@ -222,6 +236,16 @@ def test_a_row_cut_short_is_named_and_the_others_stay(data, tmp_path):
         with pytest.raises(ValueError, match="line 3: the row was cut short"):
             run_accuracy(plan(data, models=("repeat_last",)), tmp_path / "out", lambda _: None)
         assert "repeat_last" in table.read_text()
+
+
+@pytest.mark.parametrize(("column", "model"), [("crps", "repeat_last"), ("val_crps", "eve")])
+def test_a_score_that_is_missing_is_named_with_its_line(data, tmp_path, column, model):
+    table = tmp_path / "out" / "accuracy.csv"
+    run_accuracy(plan(data, models=("repeat_last",)), tmp_path / "out", lambda _: None)
+    rows = read_rows(table).assign(model=model)
+    rows.assign(**{column: None}).to_csv(table, index=False)
+    with pytest.raises(ValueError, match=f"line 2: {column} is missing; take the row out"):
+        run_accuracy(plan(data, models=("repeat_last",)), tmp_path / "out", lambda _: None)
 
 
 def _write(table, number):

@@ -170,7 +170,7 @@ def test_without_a_closed_form_it_is_the_predictive_term(options):
 
 def test_a_likelihood_of_ones_own_may_be_blockwise_and_masks_count():
     class Own(dist.TorchDistribution):
-        """Standard normals, whose means over blocks are said to have a deviation of 2."""
+        """Standard normals, whose means over blocks are said to have a deviation of 2, in masked windows of 0.1."""
 
         arg_constraints, event_shape, has_rsample = {}, torch.Size([16]), True
         batch_shape = torch.Size([6, 1])
@@ -182,7 +182,7 @@ def test_a_likelihood_of_ones_own_may_be_blockwise_and_masks_count():
 
         def blocks(self, latents, size):
             assert size == 4
-            return dist.Normal(torch.zeros(6, 1, 5), 2.0).to_event(1)
+            return dist.Normal(torch.zeros(6, 1, 5), torch.where(live, 2.0, 0.1)[..., None]).to_event(1)
 
         def rsample(self, sample_shape=()):
             return self.conditional().rsample(sample_shape)
@@ -190,8 +190,10 @@ def test_a_likelihood_of_ones_own_may_be_blockwise_and_masks_count():
         def log_prob(self, value):
             return self.conditional().log_prob(value)
 
+    live = torch.arange(6)[:, None] < 4
+
     def model(context, future=None):
-        with pyro.plate("windows", 6, dim=-2), pyro.poutine.mask(mask=torch.arange(6)[:, None] < 4):
+        with pyro.plate("windows", 6, dim=-2), pyro.poutine.mask(mask=live):
             pyro.sample("y", Own(), obs=None if future is None else future.unsqueeze(-2))
 
     y = torch.randn(6, 16)

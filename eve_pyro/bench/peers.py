@@ -34,6 +34,17 @@ class PeerForecast(NamedTuple):
     parameters: int
 
 
+def check_python(python: Path) -> None:
+    """Raise ValueError unless ``python`` runs and has neuralforecast."""
+    finds = "import sys, importlib.util as u; sys.exit(u.find_spec('neuralforecast') is None)"
+    try:
+        has_none = subprocess.run([python, "-c", finds], capture_output=True, check=False).returncode
+    except OSError as error:
+        raise ValueError(f"cannot run {python} ({error.strerror}): name a Python with --peer-python") from None
+    if has_none:
+        raise ValueError(f"{python} has no neuralforecast: name one that has it by --peer-python")
+
+
 def peer_row(name: str, python: Path, config: Config, windows: Splits, protocol: Protocol) -> dict[str, Any]:
     """Train a peer and score its quantiles; joint scores, which quantiles have none of, and ``val_crps`` are NaN.
 
@@ -91,11 +102,8 @@ def _run(python: Path, name: str, job: dict[str, Any], prepare: Callable[[Path],
         folder = Path(made)
         prepare(folder)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        try:
-            command = [python.absolute(), SCRIPT, folder]  # not resolved: a link is what makes it a virtual environment
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise ValueError(f"cannot run {python} ({error.strerror}): name a Python with --peer-python") from None
+        command = [python.absolute(), SCRIPT, folder]  # not resolved: a link is what makes it a virtual environment
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["nothing"]
             raise ValueError(f"the peer {name!r} failed under {python}, saying: {said[-1]}")

@@ -1,19 +1,19 @@
 """What the accuracy benchmark is to run, and how a run is configured."""
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eve_pyro.bench.lineup import MODELS, TRAINED
-from eve_pyro.bench.peers import PEERS
+from eve_pyro.bench.lineup import MEMBERS, MODELS, TRAINED
+from eve_pyro.bench.peers import PEERS, check_python
 from eve_pyro.bench.protocols import Protocol
 from eve_pyro.bench.sets import default_contexts, default_options
 from eve_pyro.bench.tuning import Options, candidates_of
 from eve_pyro.config import Config, load_recipe
 from eve_pyro.data import standard_split
 
+MAX_SEED = 2**63
 FIXED = {
     "seed": "name what to train with --seeds",
     "horizon": "name the horizons with --horizons",
@@ -55,9 +55,11 @@ class Plan:
                 raise ValueError(
                     f"model {name!r} comes from neuralforecast: name a Python that has it by --peer-python"
                 )
-        if self.peer_python is not None and shutil.which(self.peer_python) is None:
-            raise ValueError(f"cannot run {self.peer_python}: name a Python that has neuralforecast by --peer-python")
-        tuned = {option for model in TRAINED for options in self.candidates(model) for option in options}
+        if self.peer_python is not None:
+            check_python(self.peer_python)
+        if "ensemble" in self.models and max(self.seeds) >= MAX_SEED // MEMBERS:
+            raise ValueError(f"an ensemble's members have seeds of their own: name --seeds below {MAX_SEED // MEMBERS}")
+        tuned = {option for model in self.models for options in self.candidates(model) for option in options}
         for option in self.overrides or {}:
             if option in FIXED:
                 raise ValueError(f"option {option} has no use here: {FIXED[option]}")
@@ -81,7 +83,7 @@ class Plan:
 
         What they and ``overrides`` do not name is the set's own, then the recipe's.
         """
-        split = {"rows": rows} if (rows := standard_split(name).rows) else {}
+        split = asdict(standard_split(name))  # all of it, or a recipe's own would take the place of the protocol's
         fixed = {"horizon": horizon, "context_length": context, "seed": seed}
         chosen = default_options(name) | dict(self.overrides or {}) | dict(options or {})
         return load_recipe(self.recipe, chosen | split | fixed)

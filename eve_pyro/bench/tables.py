@@ -144,7 +144,7 @@ def _options(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
     chosen = chosen[(chosen["tried"] > 1) | (chosen["options"] != RECIPE)]
     if len(chosen):
         yield "### Options in place of the recipe's"
-        yield "Where several were tried, the best on validation, by half a per cent; an ensemble of --tune has its twin's."
+        yield "Of several the recipe's, or others half a per cent better on validation; an ensemble has its twin's."
         yield _table(chosen.drop(columns="protocol"), "{}")
 
 

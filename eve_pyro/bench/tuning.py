@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 RECIPE = "recipe"  # what a row says that was trained with the recipe's own options
-MARGIN = 0.005  # of the validation CRPS: what another seed moves it by
+MARGIN = 0.005  # of the validation CRPS: between the median and the r.m.s. of what another seed moves it by
 Options = Mapping[str, Any]
 
 OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales, and its tails
@@ -21,11 +21,17 @@ OF_RIVALS: tuple[Options, ...] = (  # how fast and how freely they learn
     {"dropout": 0.3},
     {"learning_rate": 0.001, "dropout": 0.3},
 )
+OF_DLINEAR: tuple[Options, ...] = (  # it has nothing to drop, and learns at higher rates
+    {},
+    {"learning_rate": 0.001},
+    {"learning_rate": 0.005},
+    {"learning_rate": 0.01},
+)
 
 
 def candidates_of(model: str) -> tuple[Options, ...]:
     """Return the options that a trained model is tried with, the recipe's own first."""
-    return OF_UNITS if model == "eve" else OF_RIVALS
+    return {"eve": OF_UNITS, "dlinear": OF_DLINEAR}.get(model, OF_RIVALS)
 
 
 def tried(model: str) -> str:
@@ -41,7 +47,7 @@ def label_of(options: Options) -> str:
 def chosen_label(rows: pd.DataFrame) -> str:
     """Return the options, of those in a model's ``rows``, whose seed 0 has the lowest validation CRPS.
 
-    They are the recipe's own unless others are lower by more than half a per cent, which another seed might be as well.
+    They are the recipe's own unless others are lower by more than half a per cent: less, another seed may be as well.
     Without such rows, as of a peer that has no validation CRPS, they are those of most rows.
     """
     first = rows[(rows["seed"] == 0) & rows["val_crps"].notna()]

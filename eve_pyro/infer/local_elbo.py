@@ -38,8 +38,9 @@ class LocalELBO(TraceMeanField_ELBO):
       form where the likelihood can integrate its units out, else as the mixture over ``num_particles`` draws from the
       prior (or from a guide that needs no future). The alpha scales the KL as well;
     - ``composite``: alike, with a composite likelihood C in place of the marginals' density, which scores the means
-      over blocks too, the horizon and its quarters (of 4 steps or more). With c_b the share of its steps' variance that
-      the mean of block b holds, in the mean over windows and without a gradient, and w_b = c_b steps_b / 2H,
+      over blocks too, the horizon and from 13 steps on its quarters, rounded up. With c_b the share of its steps'
+      variance that the mean of block b holds, in the mean over windows and without a gradient, and w_b = c_b times the
+      part that b's steps are of all blocks',
       C = (log p(y) under the marginals + H sum_b w_b log p(mean of y over b)) / (1 + c), c = sum_b w_b. The ELBO weighs
       alpha * (1 - c), C the rest: the more steps err together, the less a path's density, which looks at differences
       between steps first, teaches of what they have in common. Where the likelihood is not ``Blockwise``, or has no
@@ -116,7 +117,7 @@ class LocalELBO(TraceMeanField_ELBO):
         log_prob = mixture_log_prob(exact or fn, observed["value"])
         common = None
         if self.objective == "composite" and exact is not None and isinstance(fn, Blockwise):
-            log_prob, common = _composite(log_prob, exact, fn, latents, observed["value"])
+            log_prob, common = _composite(log_prob, exact, fn, latents, observed)
         scaled = scale_and_mask(log_prob[:, None], scale=observed["scale"], mask=observed["mask"])
         return by_unit(scaled).sum((0, 2)), common
 
@@ -172,19 +173,23 @@ class LocalELBO(TraceMeanField_ELBO):
 
 
 def _composite(
-    log_prob: Tensor, single: TorchDistribution, fn: Blockwise, latents: Latents, value: Tensor
+    log_prob: Tensor, single: TorchDistribution, fn: Blockwise, latents: Latents, observed: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """Return the composite log density (B,) of steps, whose own is ``log_prob``, and blocks, and c, see LocalELBO.
 
-    Without blocks it is ``log_prob``, and c None.
+    Without blocks it is ``log_prob``, and c None. What is masked has no word in c.
     """
+    value: Tensor = observed["value"]
     horizon = value.shape[-1]
     if (size := block_size(horizon)) is None or (means := fn.blocks(latents, size)) is None:
         return log_prob, None
     lengths = block_lengths(horizon, size).to(value)
     with torch.no_grad():
         shares = (_spread(means).square() / block_means(_spread(single).square(), size)).clamp(max=1.0)
-        weights = shares.flatten(0, -2).mean(0) * lengths / lengths.sum()
+        mask = torch.as_tensor(True if observed["mask"] is None else observed["mask"], device=value.device)
+        shares, live = torch.broadcast_tensors(shares, mask.unsqueeze(-1))
+        total = torch.where(live, shares, 0.0).flatten(0, -2).sum(0)
+        weights = total / live[..., 0].sum().clamp(min=1) * lengths / lengths.sum()
         common = weights.sum()
     blocks = mixture_log_prob(means, block_means(value, size), horizon * weights)
     return (log_prob + blocks) / (1 + common), common
