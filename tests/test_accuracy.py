@@ -207,7 +207,11 @@ def test_a_changed_file_is_refused_by_name(data, tmp_path):
         ({"models": ("eve", "oracle")}, r"no model 'oracle'; known are eve, twin, .*seasonal_naive"),
         ({"overrides": {"seed": 1}}, "with --seeds"),
         ({"overrides": {"rows": (1, 1, 1)}}, "the protocol fixes the split"),
-        ({"models": ("nhits",), "peer_python": Path("/no/python")}, r"cannot run /no/python \(.*\): name a Python"),
+        (
+            {"models": ("nhits",), "peer_python": Path("/no/python")},
+            r"cannot run /no/python \(.*\): name the path of a Python",
+        ),
+        ({"models": ("nhits",), "peer_python": Path("python3")}, "cannot run python3"),
         ({"models": ("nhits",), "peer_python": Path(sys.executable)}, "has no neuralforecast: name one that has it"),
         ({"models": ("twin", "ensemble"), "seeds": (2**61,)}, "name --seeds below 18446744"),
         ({"tune": True, "overrides": SMALL | {"dropout": 0.2}}, "dropout is among those that --tune chooses"),

@@ -38,9 +38,11 @@ def check_python(python: Path) -> None:
     """Raise ValueError unless ``python`` runs and has neuralforecast."""
     finds = "import sys, importlib.util as u; sys.exit(u.find_spec('neuralforecast') is None)"
     try:
-        has_none = subprocess.run([python, "-c", finds], capture_output=True, check=False).returncode
+        has_none = subprocess.run([python.absolute(), "-c", finds], capture_output=True, check=False).returncode
     except OSError as error:
-        raise ValueError(f"cannot run {python} ({error.strerror}): name a Python with --peer-python") from None
+        raise ValueError(
+            f"cannot run {python} ({error.strerror}): name the path of a Python with --peer-python"
+        ) from None
     if has_none:
         raise ValueError(f"{python} has no neuralforecast: name one that has it by --peer-python")
 
