@@ -13,11 +13,10 @@ from conftest import make_panel
 
 from eve_pyro.bench import accuracy
 from eve_pyro.bench.accuracy import run_accuracy
-from eve_pyro.bench.lineup import MODELS, TRAINED
+from eve_pyro.bench.lineup import MODELS
 from eve_pyro.bench.plan import Plan
 from eve_pyro.bench.rows import Job, read_rows, run_jobs
 from eve_pyro.bench.tables import chosen_rows, markdown
-from eve_pyro.bench.tuning import candidates_of, chosen_label, label_of
 from eve_pyro.cli_accuracy import MODELS as SHOWN
 from eve_pyro.config import load_recipe
 from eve_pyro.infer.scores import KEYS
@@ -77,13 +76,6 @@ def test_a_set_has_epochs_of_its_own_that_the_command_overrides(tmp_path, name, 
     assert (tried.objective.alpha, tried.objective.held, tried.training.epochs) == (0.9, "scales", epochs)
 
 
-def test_every_model_is_tried_with_as_many_options():
-    counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in TRAINED}
-    assert counts == dict.fromkeys(TRAINED, 4)
-    assert all(candidates_of(model)[0] == {} for model in TRAINED)
-    assert not any("dropout" in options for options in candidates_of("dlinear"))  # which has none
-
-
 def test_a_recipe_of_ones_own_leaves_the_split_to_the_protocol(data, tmp_path):
     (tmp_path / "own.toml").write_text(
         'recipe = "factor"\n[data]\nrows = [200, 20, 20]\nvalidation = 0.3\ntest = 0.3\n'
@@ -94,20 +86,11 @@ def test_a_recipe_of_ones_own_leaves_the_split_to_the_protocol(data, tmp_path):
     assert own.data == standard.data
 
 
-@pytest.mark.parametrize(
-    ("scores", "chosen"),
-    [
-        ({"recipe": 0.2, "a": 0.199, "b": 0.1995}, "recipe"),  # exactly half a per cent: what another seed might do
-        ({"recipe": 0.2, "a": 0.1989, "b": 0.1985}, "b"),
-        ({"recipe": 0.2, "a": 0.19, "b": float("nan")}, "a"),
-        ({"recipe": float("nan"), "a": 0.21, "b": 0.209}, "b"),
-        ({"a": 0.2001, "b": 0.2}, "b"),
-    ],
-)
-def test_the_recipe_stays_unless_others_are_better_by_more_than_a_seed(scores, chosen):
-    rows = [{"seed": 0, "options": name, "val_crps": score} for name, score in scores.items()]
-    others = [{"seed": 1, "options": name, "val_crps": 0.01} for name in scores if name != chosen]
-    assert chosen_label(pd.DataFrame(others + rows)) == chosen
+def test_what_a_recipe_has_already_is_tried_once(data, tmp_path):
+    (tmp_path / "own.toml").write_text('recipe = "factor"\n[training]\nlearning_rate = 0.001\n')
+    own = plan(data, models=("twin",), seeds=(0,), tune=True, recipe=str(tmp_path / "own.toml"))
+    rows = run_accuracy(own, tmp_path / "out", lambda _: None)
+    assert list(rows["options"]) == ["recipe", "dropout=0.3"]
 
 
 def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, monkeypatch):

@@ -107,8 +107,11 @@ def _chosen_options(plan: Plan, cell: Cell, context: int, model: str, table: Pat
     candidates = plan.candidates(model)
     if len(candidates) == 1:
         return candidates[0]
-    jobs = [_job(plan, cell, context, tried(model), 0, options) for options in candidates]
-    chosen = chosen_label(run_jobs(jobs, table, say))
+    jobs: dict[str, Job] = {}
+    for options in candidates:
+        job = _job(plan, cell, context, tried(model), 0, options)
+        jobs.setdefault(job.mark, job)  # a recipe may have a candidate's options already
+    chosen = chosen_label(run_jobs(list(jobs.values()), table, say))
     say(f"{cell.source.name}, horizon {cell.horizon}: {model} takes {chosen}")
     return next(options for options in candidates if label_of(options) == chosen)
 
