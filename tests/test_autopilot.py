@@ -1,5 +1,6 @@
 """The search at work: small studies that repeat, resume and share their work."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -182,6 +183,7 @@ def test_two_workers_one_killed_end_as_one_alone(here, done, monkeypatch, storag
         while len(jobs) == 2 and other.poll() is None:
             if is_training(board):
                 other.send_signal(signal.SIGSTOP)  # or it might be done between the look and the kill
+                os.waitpid(other.pid, os.WUNTRACED)  # until it stands: a write that has begun is not stopped
                 if is_training(board):
                     other.kill()
                     other.wait()
