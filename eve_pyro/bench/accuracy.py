@@ -193,10 +193,7 @@ def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
 def _faults(rows: pd.DataFrame, name: str) -> pd.Series:
     """Say of each row whether column ``name`` has nothing where it must, or a word in place of a number."""
     column = rows[name]
-    if name == "val_crps":
-        needed = ~rows["model"].isin(PEERS)
-    else:
-        needed = pd.Series(name in (*LABELS, *SCORED, "checksum"), rows.index)
+    needed = ~rows["model"].isin(PEERS) if name == "val_crps" else name in (*LABELS, *SCORED, "checksum")
     faults = column.isna() & needed
     if name not in ("protocol", "set", "model", "options", *MARKS):
         faults |= pd.to_numeric(column, errors="coerce").isna() & column.notna()
