@@ -4,38 +4,41 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-import torch
+import scoringrules as sr
 from conftest import make_panel
+from scipy import stats
 
 from eve_pyro.bench import peers
 from eve_pyro.bench.accuracy import run_accuracy
 from eve_pyro.bench.peers import peer_row
 from eve_pyro.bench.plan import Plan
-from eve_pyro.bench.protocols import naive_row
+from eve_pyro.bench.protocols import scored_windows
 from eve_pyro.bench.tables import write_tables
 from eve_pyro.config import load_recipe
 from eve_pyro.runs import windows_of
 
 SMALL = {"context_length": 24, "horizon": 6, "batch_size": 64, "epochs": 2, "validation": 0.1, "test": 0.4}
-REPEAT_LAST = """
+T_AROUND_THE_LAST = """
 import json, sys
 import numpy as np
 job, values = json.load(open("job.json")), np.load("values.npy")
-windows = job["test_size"] - job["horizon"] + 1
-begin = values.shape[1] - job["test_size"]
+windows = job["unseen"] - job["horizon"] + 1
+begin = values.shape[1] - job["unseen"]
 last = np.stack([values[:, begin + i - 1] for i in range(windows)], 1)
-quantiles = np.broadcast_to(last[:, :, None, None], (*last.shape, job["horizon"], len(job["levels"])))
+loc = np.broadcast_to(last[:, :, None], (*last.shape, job["horizon"])).astype(np.float32)
+df, scale = np.full_like(loc, 5.0), np.full_like(loc, 100 * job["learning_rate"])
 assert job["steps"] == 2 * (2 * (values.shape[1] // 2 - 24 - 6 + 1) // 64)
-np.savez("forecast.npz", quantiles=quantiles.astype(np.float32), seconds=1.5, cpu_seconds=2.5, parameters=7)
+np.savez("forecast.npz", df=df, loc=loc, scale=scale, seconds=1.52, cpu_seconds=2.5, parameters=7)
 """
 
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     path = tmp_path / "script.py"
-    path.write_text(REPEAT_LAST)
+    path.write_text(T_AROUND_THE_LAST)
     monkeypatch.setattr(peers, "SCRIPT", path)
     (tmp_path / "neuralforecast.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -43,15 +46,35 @@ def script(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", ["longhorizon", "probts"])
-def test_a_peer_that_repeats_the_last_value_scores_as_that(script, protocol):
+def test_a_peer_is_scored_by_its_own_students_t(script, protocol):
     config = load_recipe("factor", SMALL)
     windows = windows_of(make_panel(300, 2), config)
-    row = peer_row("nhits", Path(sys.executable), config, windows, protocol)
-    expected = naive_row("repeat_last", windows.test, protocol)
-    for name in ("mse", "mae", "crps", *(["crps_probts"] if protocol == "probts" else [])):
-        assert row[name] == pytest.approx(expected[name], rel=1e-4)
-    assert (row["seconds"], row["cpu_seconds"], row["parameters"]) == (1.5, 2.5, 7)
-    assert torch.tensor([row["joint_log_score"], row["energy_score"]]).isnan().all()
+    row = peer_row("nhits", Path(sys.executable), config, windows, protocol, 50)
+    last, future = last_and_future(scored_windows(windows.test, protocol))
+    scale = 100 * config.training.learning_rate
+    assert row["mse"] == pytest.approx(np.square(future - last).mean(), rel=1e-4)
+    assert row["crps"] == pytest.approx(sr.crps_t(future, 5.0, last, scale).mean(), rel=1e-4)
+    log_score = -stats.t.logpdf(future, 5.0, last, scale).mean()
+    assert (row["log_score"], row["joint_log_score"]) == pytest.approx((log_score, log_score), rel=1e-4)
+    covered = abs(stats.t.cdf(future, 5.0, last, scale) - 0.5) <= 0.45
+    assert row["coverage_90"] == pytest.approx(covered.mean(), abs=1e-6)
+    last, future = last_and_future(windows.validation)  # the first of what it has not seen
+    assert row["val_crps"] == pytest.approx(sr.crps_t(future, 5.0, last, scale).mean(), rel=1e-4)
+    assert ("crps_probts" in row) == (protocol == "probts")
+    assert (row["seconds"], row["cpu_seconds"], row["parameters"], row["epoch"]) == (1.5, 2.5, 7, 2)
+
+
+def last_and_future(windows):
+    context, future = windows[:]
+    return context[:, 0, -1:].double().numpy(), future.double().numpy()
+
+
+def test_forecasts_of_other_windows_are_refused(script):
+    config = load_recipe("factor", SMALL)
+    windows = windows_of(make_panel(300, 2), config)
+    script.write_text(T_AROUND_THE_LAST.replace('job["unseen"] - job["horizon"] + 1', 'job["unseen"]'))
+    with pytest.raises(ValueError, match=r"peer 'nhits' made forecasts of shape \(2, 150, 6\), not \(2, 145, 6\)"):
+        peer_row("nhits", Path(sys.executable), config, windows, "longhorizon", 2)
 
 
 def test_a_python_that_fails_is_named_with_what_it_said(script):
@@ -59,14 +82,14 @@ def test_a_python_that_fails_is_named_with_what_it_said(script):
     windows = windows_of(make_panel(300, 2), config)
     script.write_text("import sys; sys.exit('no module named neuralforecast')")
     with pytest.raises(ValueError, match=r"peer 'nhits' failed under .*python.*: no module named neuralforecast"):
-        peer_row("nhits", Path(sys.executable), config, windows, "longhorizon")
+        peer_row("nhits", Path(sys.executable), config, windows, "longhorizon", 2)
 
 
 def test_peers_are_models_of_the_benchmark_given_a_python(script, tmp_path):
     panel = make_panel(300, 2)
     frame = pd.DataFrame({"date": panel.index[0], **dict(zip(panel.names, panel.values, strict=True))})
     frame.to_csv(tmp_path / "toy.csv", index=False)
-    script.write_text(REPEAT_LAST.replace("assert", "#"))
+    script.write_text(T_AROUND_THE_LAST.replace("assert", "#"))
     plan = Plan(tmp_path, ("toy",), ("patchtst",), (0,), (6,), (24,), overrides={"progress": False})
     with pytest.raises(ValueError, match="name a Python that has it by --peer-python"):
         run_accuracy(plan, tmp_path / "out", lambda _: None)

@@ -4,14 +4,17 @@ import pandas as pd
 import pytest
 
 from eve_pyro.bench.lineup import TRAINED
+from eve_pyro.bench.peers import PEERS
 from eve_pyro.bench.tuning import candidates_of, chosen_label, label_of
 
 
 def test_every_model_is_tried_with_as_many_options():
-    counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in TRAINED}
-    assert counts == dict.fromkeys(TRAINED, 4)
-    assert all(candidates_of(model)[0] == {} for model in TRAINED)
-    assert not any("dropout" in options for options in candidates_of("dlinear"))  # which has none
+    models = (*TRAINED, *PEERS)
+    counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in models}
+    assert counts == dict.fromkeys(models, 4)
+    assert all(candidates_of(model)[0] == {} for model in models)
+    for model in ("dlinear", *PEERS):  # which has none, which have their authors'
+        assert not any("dropout" in options for options in candidates_of(model))
 
 
 @pytest.mark.parametrize(

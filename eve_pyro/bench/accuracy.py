@@ -24,7 +24,7 @@ from eve_pyro.runs import windows_of
 TABLE = "accuracy.csv"
 CELL = ("protocol", "set", "horizon")
 LABELS = [*CELL, "context", "model", "options", "seed"]  # which name a run
-SCORED = ("mse", "mae", "crps")  # what every model has
+SCORED = ("mse", "mae", "crps", "val_crps")  # what every model has
 CHOOSER = "twin"  # whose validation CRPS, at seed 0, chooses the context of a cell
 
 
@@ -155,7 +155,7 @@ def _run_naive(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str
 
 def _run_peer(model: str, config: Config, panel: Panel, plan: Plan) -> dict[str, Any]:
     assert plan.peer_python is not None
-    return peer_row(model, plan.peer_python, config, windows_of(panel, config), plan.protocol)
+    return peer_row(model, plan.peer_python, config, windows_of(panel, config), plan.protocol, plan.num_draws)
 
 
 def _rehearse(plan: Plan, cell: Cell, model: str, options: Options) -> None:
@@ -193,8 +193,7 @@ def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
 def _faults(rows: pd.DataFrame, name: str) -> pd.Series:
     """Say of each row whether column ``name`` has nothing where it must, or a word in place of a number."""
     column = rows[name]
-    needed = ~rows["model"].isin(PEERS) if name == "val_crps" else name in (*LABELS, *SCORED, "checksum")
-    faults = column.isna() & needed
+    faults = column.isna() & (name in (*LABELS, *SCORED, "checksum"))
     if name not in ("protocol", "set", "model", "options", *MARKS):
         faults |= pd.to_numeric(column, errors="coerce").isna() & column.notna()
     return faults

@@ -5,33 +5,46 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from eve_pyro.bench.protocols import Protocol, crps_probts, scored_windows
-from eve_pyro.bench.rivals import LEVELS
+from eve_pyro.bench.protocols import Protocol, model_scores
+from eve_pyro.bench.rivals import no_units, observe
 from eve_pyro.config import Config
 from eve_pyro.data import Splits, Windows
-from eve_pyro.distributions.quantiles import Quantiles
-from eve_pyro.infer.predictive import Predictive
-from eve_pyro.infer.scores import marginal_scores, path_scores
+from eve_pyro.infer.scores import evaluate
 from eve_pyro.runs import split_of
 
 PEERS = ("patchtst", "nhits")  # both with Student's t for a head
 SCRIPT = Path(__file__).with_name("peer_script.py")
-SAMPLES = 1000  # a value, behind a peer's quantiles
 
 
-class PeerForecast(NamedTuple):
-    """Quantiles (N, H, Q) of all test windows, scaled, and what they took."""
+class Recorded(nn.Module):
+    """Forecasts that were made elsewhere, as a model that finds a window's by its context.
 
-    quantiles: Tensor
-    seconds: float
-    cpu_seconds: float
-    parameters: int
+    ``parameters_of_t`` (3, N, H) are the degrees of freedom, locations and scales of N ``windows``; equal contexts have
+    equal forecasts. Raises KeyError for a context that is none of theirs.
+    """
+
+    def __init__(self, parameters_of_t: Tensor, windows: Windows) -> None:
+        super().__init__()
+        self.parameters_of_t = parameters_of_t
+        contexts = (context for batch, _ in windows.batches(1024) for context in batch)
+        self.row = {_key(context): row for row, context in enumerate(contexts)}
+
+    def forward(self, context: Tensor, future: Tensor | None = None) -> Tensor:
+        """Run the program, observing ``future`` (B, H) if given."""
+        rows = [self.row[_key(window)] for window in context]
+        df, loc, scale = self.parameters_of_t[:, rows, None]
+        return observe(dist.StudentT(df, loc, scale, validate_args=False).to_event(1), future)
+
+
+def _key(context: Tensor) -> bytes:
+    return context.numpy().tobytes()
 
 
 def check_python(python: Path) -> None:
@@ -47,56 +60,47 @@ def check_python(python: Path) -> None:
         raise ValueError(f"{python} has no neuralforecast: name one that has it by --peer-python")
 
 
-def peer_row(name: str, python: Path, config: Config, windows: Splits, protocol: Protocol) -> dict[str, Any]:
-    """Train a peer and score its quantiles; joint scores, which quantiles have none of, and ``val_crps`` are NaN.
+def peer_row(
+    name: str, python: Path, config: Config, windows: Splits, protocol: Protocol, num_draws: int
+) -> dict[str, Any]:
+    """Train a peer on as many windows as the others, at the rate of ``config``, and score its last step like theirs.
 
-    It takes as many steps of as many windows as the others' schedule has, fewer where its own validation stops it, and
-    its authors' learning rate. ``seconds`` are of training and forecasting.
+    Its values are independent given the context, as a twin's are. ``seconds`` are of training and forecasting. Raises
+    ValueError as ``peer_forecast`` does.
     """
-    done = peer_forecast(name, python, config, windows)
-    every = torch.arange(len(windows.test))
-    chosen = scored_windows(windows.test, protocol)
-    rows = every[torch.isin(windows.test.start, chosen.start)]
-    scores = quantile_scores(done.quantiles[rows], chosen)
-    if protocol == "probts":
-        order = iter(done.quantiles[rows].split(256))
-        scores["crps_probts"] = crps_probts(chosen, lambda _: next(order).movedim(-1, 0), batch_size=256)
-    took = {"seconds": round(done.seconds, 1), "cpu_seconds": round(done.cpu_seconds, 1)}
-    unknown = {"joint_log_score": float("nan"), "val_crps": float("nan")}
-    return {**scores, **unknown, **took, "parameters": done.parameters}
+    found, training = peer_forecast(name, python, config, windows), config.training
+    unseen = torch.from_numpy(np.stack([found[key] for key in ("df", "loc", "scale")]))  # (3, series, windows, H)
+    validation, test = windows.validation, windows.test
+    each = [len(part) // len(part.panel) for part in (validation, test)]  # between them are futures that lie in both
+    known = Recorded(unseen[:, :, : each[0]].flatten(1, 2), validation)
+    some = validation.at_most(training.validation_windows)
+    val_crps = evaluate(known, no_units, some, num_draws=2)["crps"]  # exact: the draws are for the other scores
+    model = Recorded(unseen[:, :, -each[1] :].flatten(1, 2), test)
+    scores = model_scores(model, no_units, test, protocol, num_draws, training.seed, training.progress)
+    took = {key: round(found[key].item(), 1) for key in ("seconds", "cpu_seconds")}
+    return {**scores, "val_crps": val_crps, "epoch": training.epochs, **took, "parameters": found["parameters"].item()}
 
 
-def quantile_scores(quantiles: Tensor, windows: Windows, batch_size: int = 256) -> dict[str, float]:
-    """Return the mean scores of quantiles (N, H, Q) of ``windows``, as ``evaluate`` scores a model of quantiles."""
-    totals: dict[str, float] = {}
-    for part, (_, future) in zip(quantiles.split(batch_size), windows.batches(batch_size), strict=True):
-        fn = Quantiles(part[:, None], LEVELS)
-        prediction = Predictive(part[None, ..., 0], None, None, fn)
-        for key, values in (marginal_scores(prediction, future) | path_scores(prediction, future)).items():
-            totals[key] = totals.get(key, 0.0) + float(values.double().sum())
-    return {key: total / len(windows) for key, total in totals.items()}
-
-
-def peer_forecast(name: str, python: Path, config: Config, windows: Splits) -> PeerForecast:
-    """Train a peer by ``python`` and return its forecast of all test windows.
+def peer_forecast(name: str, python: Path, config: Config, windows: Splits) -> dict[str, np.ndarray]:
+    """Train a peer by ``python`` and return its forecasts of all rows that it has not seen, as ``peer_script`` does.
 
     Raises ValueError for series of different lengths, and where ``python`` fails, with what it said last.
     """
     panel, training = windows.train.panel, config.training
     if len({len(values) for values in panel.values}) > 1:
         raise ValueError(f"the peer {name!r} needs series of one length")
-    bounds = split_of(config).bounds(len(panel.values[0]))
+    bounds, horizon = split_of(config).bounds(len(panel.values[0])), config.data.horizon
     job = {
-        "model": name, "horizon": config.data.horizon, "context": config.data.context_length, "levels": LEVELS,
+        "model": name, "horizon": horizon, "context": config.data.context_length,
         "steps": training.steps(len(windows.train)), "batch_size": training.batch_size, "seed": training.seed,
-        "draws": SAMPLES, "val_size": bounds.validation - bounds.train, "test_size": bounds.test - bounds.validation,
+        "learning_rate": training.learning_rate, "unseen": bounds.test - bounds.train,
     }  # fmt: skip
     values = windows.train.flat.reshape(len(panel), -1)[:, : bounds.test].numpy()
     found = _run(python, name, job, lambda folder: np.save(folder / "values.npy", values))
-    if found["quantiles"].shape[0] * found["quantiles"].shape[1] != len(windows.test):
-        raise ValueError(f"the peer {name!r} forecast {found['quantiles'].shape[:2]} windows, not {len(windows.test)}")
-    quantiles = torch.from_numpy(found["quantiles"]).flatten(0, 1)
-    return PeerForecast(quantiles, *(found[key].item() for key in ("seconds", "cpu_seconds", "parameters")))
+    shape = (len(panel), bounds.test - bounds.train - horizon + 1, horizon)
+    if found["loc"].shape != shape:
+        raise ValueError(f"the peer {name!r} made forecasts of shape {found['loc'].shape}, not {shape}")
+    return found
 
 
 def _run(python: Path, name: str, job: dict[str, Any], prepare: Callable[[Path], None]) -> dict[str, np.ndarray]:

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eve_pyro.bench.lineup import MEMBERS, MODELS, TRAINED
+from eve_pyro.bench.lineup import MEMBERS, MODELS
 from eve_pyro.bench.peers import PEERS, check_python
-from eve_pyro.bench.protocols import Protocol
+from eve_pyro.bench.protocols import NAIVE, Protocol
 from eve_pyro.bench.sets import default_contexts, default_options
 from eve_pyro.bench.tuning import Options, candidates_of
 from eve_pyro.config import Config, load_recipe
@@ -76,7 +76,7 @@ class Plan:
 
     def candidates(self, model: str) -> Sequence[Options]:
         """Return the options to choose among for a model: the recipe's own alone, unless they are tuned."""
-        return candidates_of(model) if self.tune and model in TRAINED else ({},)
+        return candidates_of(model) if self.tune and model not in NAIVE else ({},)
 
     def config(self, name: str, horizon: int, context: int, seed: int = 0, options: Options | None = None) -> Config:
         """Return the configuration of a run on the set ``name`` with one candidate's ``options``.

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from eve_pyro.bench.peers import PEERS
+
 RECIPE = "recipe"  # what a row says that was trained with the recipe's own options
 MARGIN = 0.005  # of the validation CRPS: between the median and the r.m.s. of what another seed moves it by
 Options = Mapping[str, Any]
@@ -28,10 +30,18 @@ OF_DLINEAR: tuple[Options, ...] = (  # it has nothing to drop, and learns at hig
     {"learning_rate": 0.01},
 )
 
+OF_PEERS: tuple[Options, ...] = (  # what they drop is their authors'
+    {},
+    {"learning_rate": 0.0005},
+    {"learning_rate": 0.001},
+    {"learning_rate": 0.005},
+)
+
 
 def candidates_of(model: str) -> tuple[Options, ...]:
     """Return the options that a trained model is tried with, the recipe's own first."""
-    return {"eve": OF_UNITS, "dlinear": OF_DLINEAR}.get(model, OF_RIVALS)
+    own = {"eve": OF_UNITS, "dlinear": OF_DLINEAR, **dict.fromkeys(PEERS, OF_PEERS)}
+    return own.get(model, OF_RIVALS)
 
 
 def tried(model: str) -> str:
@@ -48,9 +58,9 @@ def chosen_label(rows: pd.DataFrame) -> str:
     """Return the options, of those in a model's ``rows``, whose seed 0 has the lowest validation CRPS.
 
     They are the recipe's own unless others are lower by more than half a per cent: less, another seed may be as well.
-    Without such rows, as of a peer that has no validation CRPS, they are those of most rows.
+    Without rows of seed 0 they are those of most rows.
     """
-    first = rows[(rows["seed"] == 0) & rows["val_crps"].notna()]
+    first = rows[rows["seed"] == 0]
     if not len(first):
         return str(rows["options"].mode()[0])
     scores = first.set_index("options")["val_crps"]
