@@ -41,11 +41,6 @@ def test_the_twins_context_is_the_cells(rows):
     assert set(chosen_rows(rows[rows["model"] == "repeat_last"])["context"]) == {336}
 
 
-def test_a_peer_has_no_validation_score_to_choose_by(rows):
-    peer = pd.DataFrame([row("patchtst", 0, val_crps=np.nan)])
-    assert "patchtst" in set(chosen_rows(pd.concat([rows, peer], ignore_index=True))["model"])
-
-
 def test_an_ensemble_is_compared_by_its_twins_options_where_it_has_them(rows):
     better = [row("twin", 0, val_crps=0.1) | {"options": "dropout=0.3"}]
     members = [row("ensemble", 0, val_crps=0.1), row("ensemble", 0, val_crps=0.9) | {"options": "dropout=0.3"}]
