@@ -113,8 +113,8 @@ class FactorReadout(nn.Module):
     marginals are Normal(f_h(x), V_h(x)^2) whatever the loadings where the activity is standard: under a standard prior,
     or an AR(1) around it, with pooling ``sqrt``. Otherwise they are normals still, in closed form, of another location
     and deviation. With ``loadings=False`` they are off, which leaves those marginals as independent normals: the
-    deterministic twin. What is ``held``, "locations" or "scales", the
-    density of paths does not move: it is left to a loss on the marginals, such as the predictive term.
+    deterministic twin. What is ``held``, "locations" or "scales", the density of paths does not move: it is left to a
+    loss on the marginals, such as the predictive term.
     """
 
     def __init__(

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from eve_pyro.bench.protocols import NAIVE
+from eve_pyro.bench.protocols import NAIVE, validation_crps
 from eve_pyro.bench.rivals import DLinear, Ensemble, LowRankHead, MCDropout, Plain, QuantileHead, Through, no_units
 from eve_pyro.builder import Built, build, twin_of
 from eve_pyro.config import Config
 from eve_pyro.data import Splits
 from eve_pyro.infer.fit import fit
 from eve_pyro.infer.local_elbo import LocalELBO
-from eve_pyro.infer.scores import evaluate
 from eve_pyro.likelihoods import NormalReadout, StudentTReadout
 from eve_pyro.protocols import Controller, Guide, Model
 
@@ -91,8 +90,7 @@ def _train_ensemble(config: Config, windows: Splits) -> Trained:
         own = replace(config, training=replace(config.training, seed=seed))
         members.append(_train(build_pair("twin", own), own, windows, None))
     model = Ensemble([(member.model, member.guide) for member in members])
-    some = windows.validation.at_most(config.training.validation_windows)
-    val_crps = evaluate(model, no_units, some, num_draws=2)["crps"]  # exact: the draws are for the other scores
+    val_crps = validation_crps(model, no_units, windows.validation, config.training.validation_windows)
     epoch = sum(member.epoch for member in members) / MEMBERS
     seconds, used = (sum(getattr(member, name) for member in members) for name in ("seconds", "cpu_seconds"))
     return Trained(model, no_units, val_crps, epoch, seconds, used)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,11 +11,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from eve_pyro.bench.protocols import Protocol, model_scores
+from eve_pyro.bench.protocols import Protocol, model_scores, validation_crps
 from eve_pyro.bench.rivals import no_units, observe
 from eve_pyro.config import Config
 from eve_pyro.data import Splits, Windows
-from eve_pyro.infer.scores import evaluate
 from eve_pyro.runs import split_of
 
 PEERS = ("patchtst", "nhits")  # both with Student's t for a head
@@ -73,8 +71,7 @@ def peer_row(
     validation, test = windows.validation, windows.test
     each = [len(part) // len(part.panel) for part in (validation, test)]  # between them are futures that lie in both
     known = Recorded(unseen[:, :, : each[0]].flatten(1, 2), validation)
-    some = validation.at_most(training.validation_windows)
-    val_crps = evaluate(known, no_units, some, num_draws=2)["crps"]  # exact: the draws are for the other scores
+    val_crps = validation_crps(known, no_units, validation, training.validation_windows)
     model = Recorded(unseen[:, :, -each[1] :].flatten(1, 2), test)
     scores = model_scores(model, no_units, test, protocol, num_draws, training.seed, training.progress)
     took = {key: round(found[key].item(), 1) for key in ("seconds", "cpu_seconds")}
@@ -96,17 +93,17 @@ def peer_forecast(name: str, python: Path, config: Config, windows: Splits) -> d
         "learning_rate": training.learning_rate, "unseen": bounds.test - bounds.train,
     }  # fmt: skip
     values = windows.train.flat.reshape(len(panel), -1)[:, : bounds.test].numpy()
-    found = _run(python, name, job, lambda folder: np.save(folder / "values.npy", values))
+    found = _run(python, name, job, values)
     shape = (len(panel), bounds.test - bounds.train - horizon + 1, horizon)
     if found["loc"].shape != shape:
         raise ValueError(f"the peer {name!r} made forecasts of shape {found['loc'].shape}, not {shape}")
     return found
 
 
-def _run(python: Path, name: str, job: dict[str, Any], prepare: Callable[[Path], None]) -> dict[str, np.ndarray]:
+def _run(python: Path, name: str, job: dict[str, Any], values: np.ndarray) -> dict[str, np.ndarray]:
     with TemporaryDirectory() as made:
         folder = Path(made)
-        prepare(folder)
+        np.save(folder / "values.npy", values)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [python.absolute(), SCRIPT, folder]  # not resolved: a link is what makes it a virtual environment
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -29,7 +29,6 @@ OF_DLINEAR: tuple[Options, ...] = (  # it has nothing to drop, and learns at hig
     {"learning_rate": 0.005},
     {"learning_rate": 0.01},
 )
-
 OF_PEERS: tuple[Options, ...] = (  # what they drop is their authors'
     {},
     {"learning_rate": 0.0005},
