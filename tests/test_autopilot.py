@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import optuna
 import pandas as pd
 import pytest
 from conftest import make_panel
+from optuna.exceptions import StorageInternalError
 
 from eve_pyro import cli
 from eve_pyro.autopilot import study as study_module
@@ -183,12 +185,13 @@ def test_two_workers_one_killed_end_as_one_alone(here, done, monkeypatch, storag
         while len(jobs) == 2 and other.poll() is None:
             if is_training(board):
                 other.send_signal(signal.SIGSTOP)  # or it might be done between the look and the kill
-                os.waitpid(other.pid, os.WUNTRACED)  # until it stands: a write that has begun is not stopped
-                if is_training(board):
-                    other.kill()
-                    other.wait()
-                else:
-                    other.send_signal(signal.SIGCONT)
+                os.waitpid(other.pid, os.WUNTRACED)
+                with suppress(StorageInternalError):  # it stands in the middle of a write, and locks the database
+                    if is_training(board):
+                        other.kill()
+                        other.wait()
+                        break
+                other.send_signal(signal.SIGCONT)
         train(board, trainer, job, say)
 
     monkeypatch.setattr(study_module, "_train", kill_the_other)
