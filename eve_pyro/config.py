@@ -57,6 +57,7 @@ class ModelOptions:
     head_scale: Literal["read", "global"] = option("read", "Scale of a decoded head: read from z, or one a step.")
     hidden: Annotated[int, Ge(1), Le(65536)] = option(256, "Hidden width of encoder, decoder and guide.")
     features: Annotated[int, Ge(1), Le(65536)] = option(512, "Linear features of the encoder.")
+    encoder_layers: Annotated[int, Ge(1), Le(64)] = option(1, "Hidden layers of the encoder's nonlinear branch.")
     dropout: Annotated[float, Ge(0), Lt(1)] = option(0.1, "Dropout of the encoder's features.")
     floor: Annotated[float, Gt(0), Le(100)] = option(0.2, "Floor of a context's deviation in instance normalisation.")
 

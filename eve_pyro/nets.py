@@ -1,6 +1,7 @@
 """Ordinary torch: encoders, the decoder, instance normalisation. Any ``nn.Module`` of the same shapes can stand in."""
 
 import math
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -59,15 +60,20 @@ class LinearEncoder(nn.Module):
 
     DLinear's ``moving_average`` splits the context; both parts pass two linear maps without an activation between
     them. ``state`` concatenates ``features`` linear and ``hidden`` nonlinear values, so whatever is linear in the state
-    is a linear forecaster with a nonlinear correction. ``dropout`` falls on both.
+    is a linear forecaster with a nonlinear correction. ``dropout`` falls on both. Of ``layers`` of the branch the last
+    is ``hidden`` wide, those before it are as wide as the features.
     """
 
-    def __init__(self, context_length: int, hidden: int = 256, features: int = 512, dropout: float = 0.1) -> None:
+    def __init__(
+        self, context_length: int, hidden: int = 256, features: int = 512, dropout: float = 0.1, layers: int = 1
+    ) -> None:
         super().__init__()
         self.out_features = features + hidden
         self.seasonal, self.trend = nn.Linear(context_length, hidden), nn.Linear(context_length, hidden)
         self.linear = nn.Linear(hidden, features)
-        self.branch = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout))
+        widths = pairwise([features] * layers + [hidden])
+        steps = [(nn.Linear(*width), nn.GELU(), nn.Dropout(dropout)) for width in widths]
+        self.branch = nn.Sequential(*chain.from_iterable(steps))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, context: Tensor) -> Tensor:

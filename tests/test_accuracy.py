@@ -90,7 +90,7 @@ def test_what_a_recipe_has_already_is_tried_once(data, tmp_path):
     (tmp_path / "own.toml").write_text('recipe = "factor"\n[training]\nlearning_rate = 0.001\n')
     own = plan(data, models=("twin",), seeds=(0,), tune=True, recipe=str(tmp_path / "own.toml"))
     rows = run_accuracy(own, tmp_path / "out", lambda _: None)
-    assert list(rows["options"]) == ["recipe", "dropout=0.3"]
+    assert list(rows["options"]) == ["recipe", "dropout=0.3", "encoder_layers=3"]
 
 
 def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, 
     monkeypatch.setattr(accuracy, "_run_model", run)
     tuned = plan(data, models=("eve", "twin", "ensemble", "repeat_last"), tune=True)
     rows = run_accuracy(tuned, tmp_path / "out", lambda _: None)
-    assert len(trained) == 2 * 5 + 2  # four tries and the second seed; the ensemble takes the twin's options
+    assert len(trained) == 2 * 6 + 2  # five tries and the second seed; the ensemble takes the twin's options
     assert set(rows["options"][rows["seed"] == 1]) == {
         "objective=predictive alpha=0.9 held=scales",
         "learning_rate=0.001",
@@ -123,11 +123,11 @@ def test_tuning_takes_the_options_of_the_lowest_validation_crps(data, tmp_path, 
         "repeat_last": ["recipe"],
     }
     text = markdown(rows)
-    assert "| toy | 6 | 24 | eve | objective=predictive alpha=0.9 held=scales | 4 |" in text
+    assert "| toy | 6 | 24 | eve | objective=predictive alpha=0.9 held=scales | 5 |" in text
     assert "Left out" not in text
 
     run_accuracy(tuned, tmp_path / "out", lambda _: None)
-    assert len(trained) == 12
+    assert len(trained) == 14
 
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(data, tmp_path, monkeypatch):

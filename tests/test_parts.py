@@ -89,6 +89,13 @@ def test_the_encoder_takes_any_context_length(length):
     assert encoder(torch.randn(B, T, length)).shape == (B, T, encoder.out_features) == (B, T, 10)
 
 
+@pytest.mark.parametrize(("layers", "widths"), [(1, [4]), (3, [6, 6, 4])])
+def test_the_last_of_the_encoders_layers_is_the_hidden_one(layers, widths):
+    encoder = LinearEncoder(CONTEXT, hidden=4, features=6, layers=layers)
+    assert [part.out_features for part in encoder.branch if isinstance(part, torch.nn.Linear)] == widths
+    assert encoder(torch.randn(B, T, CONTEXT)).shape == (B, T, 10)
+
+
 def test_the_encoders_first_features_are_affine_in_the_context():
     encoder = LinearEncoder(CONTEXT, hidden=4, features=6).eval()
     x, y = torch.randn(2, 1, 1, CONTEXT)

@@ -11,10 +11,10 @@ from eve_pyro.bench.tuning import candidates_of, chosen_label, label_of
 def test_every_model_is_tried_with_as_many_options():
     models = (*TRAINED, *PEERS)
     counts = {model: len({label_of(options) for options in candidates_of(model)}) for model in models}
-    assert counts == dict.fromkeys(models, 4)
+    assert counts == dict.fromkeys(models, 5)
     assert all(candidates_of(model)[0] == {} for model in models)
-    for model in ("dlinear", *PEERS):  # which has none, which have their authors'
-        assert not any("dropout" in options for options in candidates_of(model))
+    for model in ("dlinear", *PEERS):  # which has no encoder, which have their authors'
+        assert not any({"dropout", "encoder_layers"} & set(options) for options in candidates_of(model))
 
 
 @pytest.mark.parametrize(

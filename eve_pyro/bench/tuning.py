@@ -11,26 +11,31 @@ RECIPE = "recipe"  # what a row says that was trained with the recipe's own opti
 MARGIN = 0.005  # of the validation CRPS: between the median and the r.m.s. of what another seed moves it by
 Options = Mapping[str, Any]
 
+DEEPER: Options = {"encoder_layers": 3}  # for every model that has the encoder
 OF_UNITS: tuple[Options, ...] = (  # how much the density of paths says about locations and scales, and its tails
     {},
     {"alpha": 0.25},
     {"volatility": False},
     {"objective": "predictive", "alpha": 0.9, "held": "scales"},  # means over blocks would move the scales too
+    DEEPER,
 )
 OF_RIVALS: tuple[Options, ...] = (  # how fast and how freely they learn
     {},
     {"learning_rate": 0.001},
     {"dropout": 0.3},
     {"learning_rate": 0.001, "dropout": 0.3},
+    DEEPER,
 )
 OF_DLINEAR: tuple[Options, ...] = (  # it has nothing to drop, and learns at higher rates
     {},
     {"learning_rate": 0.001},
     {"learning_rate": 0.005},
     {"learning_rate": 0.01},
+    {"learning_rate": 0.02},
 )
-OF_PEERS: tuple[Options, ...] = (  # what they drop is their authors'
+OF_PEERS: tuple[Options, ...] = (  # their layers and what they drop are their authors'
     {},
+    {"learning_rate": 0.0002},
     {"learning_rate": 0.0005},
     {"learning_rate": 0.001},
     {"learning_rate": 0.005},
