@@ -40,7 +40,7 @@ def accuracy(
     recipe: Recipe = "factor",
     draws: Draws = 100,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Choose each model's options on validation, of four a model.")
+        bool, typer.Option("--tune", help="Choose each model's options on validation, of five a model.")
     ] = False,
     peer_python: Annotated[
         Path | None, typer.Option(help="A Python that has neuralforecast, for its models.", show_default=False)
@@ -53,8 +53,9 @@ def accuracy(
     The context of a set and horizon is the one at which the twin of seed 0 has the lowest validation CRPS, for all
     models alike. With --tune each model's options are chosen likewise, others than the recipe's where they are better
     by half a per cent: of EVE how much paths say about locations and scales (alpha, objective, held) and her tails
-    (volatility), of every other how it learns (learning rate, dropout). Writes accuracy.csv (a row a run),
-    summary.csv, tables.md and accuracy.png. Called again, it goes on where it was stopped.
+    (volatility), of every other how it learns (learning rate, dropout), of all with an encoder how deep it is
+    (encoder_layers). Writes accuracy.csv (a row a run), summary.csv, tables.md and accuracy.png. Called again, it goes
+    on where it was stopped.
 
     Example: eve-pyro bench accuracy --data data --sets ETTh1 --horizons 96 --models eve,twin,low_rank
     """
