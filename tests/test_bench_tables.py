@@ -73,6 +73,7 @@ def test_ranks_and_duels(rows):
     assert ranks.loc["repeat_last", "crps"] == 3
     assert ranks.loc["eve", "coverage_90"] == pytest.approx((1 + 1.5) / 2)  # level at 720
     assert math.isnan(ranks.loc["repeat_last", "joint_log_score"])
+    assert ranks["cells"].to_dict() == {"eve": 2, "twin": 2, "repeat_last": 1}
     duel = duel_table(cells).set_index(["model", "score"]).loc[("twin", "crps")]
     assert (duel["cells"], duel["ahead"], duel["behind"], duel["lost"]) == (2, 1, 1, "ETTh1 720")
     assert duel["surely ahead"] == 0  # the interval, 0.38, is wider than the difference
@@ -101,6 +102,14 @@ def test_rows_at_another_context_are_named(rows):
     assert "Left out" not in markdown(rows)
 
 
+def test_a_cell_whose_models_were_tried_with_more_and_less_is_named(rows):
+    more = pd.DataFrame([row("eve", 0, val_crps=0.9) | {"options": "alpha=0.25"}])
+    assert "Not tuned alike" not in markdown(rows)
+    text = markdown(pd.concat([rows, more], ignore_index=True))
+    assert "Not tuned alike at ETTh1 96, by options tried: eve 2, twin 1.\n" in text
+    assert "Not tuned alike at ETTh1 720" not in text
+
+
 def test_another_table_is_refused(tmp_path):
     (tmp_path / "accuracy.csv").write_text("seed,fingerprint,crps\n0,abc,0.1\n")
     with pytest.raises(ValueError, match="is no table of this benchmark: it has no column 'context'"):
@@ -124,6 +133,11 @@ def test_the_picture_has_a_point_a_cell_and_rival(rows):
         (lambda rows: rows.assign(model=[*rows["model"][:-1], None]), "line 11: model is missing"),
         (lambda rows: rows.assign(val_crps=np.nan), "line 2: val_crps is missing"),
         (lambda rows: rows.drop(columns="context"), "it has no column 'context'"),
+        (lambda rows: rows.drop(columns="joint_log_score"), "it has no column 'joint_log_score'"),
+        (lambda rows: rows.assign(model=[" eve", *rows["model"][1:]]), "line 2: model is ' eve'"),
+        (lambda rows: rows.assign(protocol="mine"), "line 2: protocol is 'mine'"),
+        (lambda rows: rows.assign(horizon=8.5), "line 2: horizon is 8.5"),
+        (lambda rows: rows.assign(crps=math.inf), "line 2: crps is inf"),
     ],
 )
 def test_a_table_edited_by_hand_is_refused_with_the_line(rows, tmp_path, edit, message):

@@ -98,3 +98,14 @@ def test_peers_are_models_of_the_benchmark_given_a_python(script, tmp_path):
     assert list(rows["model"]) == ["patchtst"]
     assert rows["mse"].notna().all()
     assert write_tables(tmp_path / "out") == ["accuracy.csv", "summary.csv", "tables.md"]  # of peers alone, too
+
+
+def test_series_of_different_lengths_are_refused_before_others_are_trained(script, tmp_path):
+    for name, values in (("a", range(300)), ("b", range(280))):
+        index = pd.date_range("2026-01-01", periods=len(values), freq="h")
+        frame = pd.DataFrame({"unique_id": name, "ds": index, "y": np.sin(values)})
+        frame.to_csv(tmp_path / "toy.csv", mode="a", header=name == "a", index=False)
+    plan = Plan(tmp_path, ("toy",), ("repeat_last", "nhits"), (0,), (6,), (24,), peer_python=Path(sys.executable))
+    with pytest.raises(ValueError, match="the peer 'nhits' needs series of one length"):
+        run_accuracy(plan, tmp_path / "out", lambda _: None)
+    assert not (tmp_path / "out" / "accuracy.csv").exists()

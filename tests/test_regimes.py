@@ -100,6 +100,13 @@ def test_the_penalty_regime_serves_any_guide(windows):
     assert list(control.layers) == ["z"]
 
 
+@pytest.mark.parametrize("regime", ["penalty", "homeostasis"])
+def test_a_penalty_of_full_strength_from_the_first_step_waits_for_bands(windows, regime):
+    control, _, _ = steered(windows, Steering(regime, warmup=0, ramp=0), epochs=1)
+    assert control.penalty.strength == 1.0
+    assert "eve.z" in control.penalty.bands
+
+
 def test_a_users_guide_takes_part_by_naming_its_rows(windows):
     class Mine(LinearGuide):
         def unit_rows(self):

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
-from eve_pyro.bench.lineup import TRAINED, build_pair, config_of, train
-from eve_pyro.bench.peers import PEERS, peer_row
+from eve_pyro.bench.lineup import MODELS, TRAINED, build_pair, config_of, train
+from eve_pyro.bench.peers import PEERS, check_lengths, peer_row
 from eve_pyro.bench.plan import Plan
-from eve_pyro.bench.protocols import NAIVE, model_scores, naive_row, scored_windows, sizes_probts
+from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row, scored_windows, sizes_probts
 from eve_pyro.bench.rows import MARKS, Job, Say, read_rows, run_jobs
 from eve_pyro.bench.sets import DataSet, default_horizons, find_set, load_set
 from eve_pyro.bench.trials import fingerprint, settings_of
@@ -25,6 +26,8 @@ TABLE = "accuracy.csv"
 CELL = ("protocol", "set", "horizon")
 LABELS = [*CELL, "context", "model", "options", "seed"]  # which name a run
 SCORED = ("mse", "mae", "crps", "val_crps")  # what every model has
+WHOLE = ("horizon", "context", "seed")
+WORDS = {"model": (*MODELS, *PEERS), "protocol": get_args(Protocol)}
 CHOOSER = "twin"  # whose validation CRPS, at seed 0, chooses the context of a cell
 
 
@@ -87,6 +90,8 @@ def _cells(plan: Plan, source: DataSet, say: Say) -> Iterator[Cell]:
             sizes_probts(scored_windows(windows.test, plan.protocol))  # refused now, not after a training
         cell = Cell(source, horizon, fitting)
         for model in plan.models:
+            if model in PEERS:
+                check_lengths(model, source.panel)
             for options in plan.candidates(model) if model in TRAINED else ():
                 _rehearse(plan, cell, model, options)
         yield cell
@@ -172,16 +177,18 @@ def _rehearse(plan: Plan, cell: Cell, model: str, options: Options) -> None:
 
 
 def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
-    """Raise ValueError for a table with rows that lacks a column, has a word for a number, or has a row twice."""
+    """Raise ValueError for a table with rows that lacks a column, has a figure or a name that no run writes, or has a
+    row twice.
+    """
     if rows.empty:
         return
-    if missing := {*LABELS, *wanted} - set(rows):
+    if missing := {*LABELS, *SCORED, *KEYS, *wanted} - set(rows):
         raise ValueError(f"{table} is no table of this benchmark: it has no column {sorted(missing)[0]!r}")
     for name in map(str, rows):
         faults = _faults(rows, name)
         if faults.any():
             line, value = int(faults.to_numpy().argmax()), rows[name][faults].iloc[0]
-            found = "missing" if pd.isna(value) else repr(value)
+            found = "missing" if pd.isna(value) else repr(value) if isinstance(value, str) else value
             raise ValueError(
                 f"{table}, line {line + 2}: {name} is {found}; take the row out, and its run is done again"
             )
@@ -191,11 +198,16 @@ def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
 
 
 def _faults(rows: pd.DataFrame, name: str) -> pd.Series:
-    """Say of each row whether column ``name`` has nothing where it must, or a word in place of a number."""
+    """Say of each row whether column ``name`` has nothing where it must, or what no run writes there."""
     column = rows[name]
     faults = column.isna() & (name in (*LABELS, *SCORED, "checksum"))
-    if name not in ("protocol", "set", "model", "options", *MARKS):
-        faults |= pd.to_numeric(column, errors="coerce").isna() & column.notna()
+    if name in WORDS:
+        faults |= ~column.isin(WORDS[name])
+    elif name not in ("set", "options", *MARKS):
+        numbers = pd.to_numeric(column, errors="coerce").replace([inf, -inf], nan)
+        faults |= numbers.isna() & column.notna()
+        if name in WHOLE:
+            faults |= numbers % 1 != 0
     return faults
 
 

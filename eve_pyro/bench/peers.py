@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eve_pyro.bench.protocols import Protocol, model_scores, validation_crps
 from eve_pyro.bench.rivals import no_units, observe
 from eve_pyro.config import Config
-from eve_pyro.data import Splits, Windows
+from eve_pyro.data import Panel, Splits, Windows
 from eve_pyro.runs import split_of
 
 PEERS = ("patchtst", "nhits")  # both with Student's t for a head
@@ -58,6 +58,12 @@ def check_python(python: Path) -> None:
         raise ValueError(f"{python} has no neuralforecast: name one that has it by --peer-python")
 
 
+def check_lengths(name: str, panel: Panel) -> None:
+    """Raise ValueError for series of different lengths, which a peer takes for one array."""
+    if len({len(values) for values in panel.values}) > 1:
+        raise ValueError(f"the peer {name!r} needs series of one length")
+
+
 def peer_row(
     name: str, python: Path, config: Config, windows: Splits, protocol: Protocol, num_draws: int
 ) -> dict[str, Any]:
@@ -84,8 +90,7 @@ def peer_forecast(name: str, python: Path, config: Config, windows: Splits) -> d
     Raises ValueError for series of different lengths, and where ``python`` fails, with what it said last.
     """
     panel, training = windows.train.panel, config.training
-    if len({len(values) for values in panel.values}) > 1:
-        raise ValueError(f"the peer {name!r} needs series of one length")
+    check_lengths(name, panel)
     bounds, horizon = split_of(config).bounds(len(panel.values[0])), config.data.horizon
     job = {
         "model": name, "horizon": horizon, "context": config.data.context_length,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def run_jobs(jobs: Sequence[Job], table: Path, say: Say = print) -> pd.DataFrame
         say(f"{count} of {len(todo)}: {' '.join(f'{name}={value}' for name, value in job.labels.items())}")
         row = {**job.labels, **job.run(), "fingerprint": job.mark, "settings": job.settings}
         _append(table, job, row)
-        say(f"  crps {row['crps']:.4f}, joint log score {row['joint_log_score']:.4f}, {row['seconds']:.0f} s")
+        shown = {name.replace("_", " "): row[name] for name in ("crps", "joint_log_score") if isfinite(row[name])}
+        say(f"  {', '.join(f'{name} {value:.4f}' for name, value in shown.items())}, {row['seconds']:.0f} s")
     done = read_rows(table)
     return done.loc[[_rows_of(done, job)[-1] for job in jobs]].reset_index(drop=True)
 
@@ -124,8 +126,8 @@ def _check_alike(rows: pd.DataFrame, job: Job, table: Path) -> None:
     if len(other):
         found = {**job.labels, "seed": other["seed"].iloc[0]}
         raise ValueError(
-            f"{table} holds {' '.join(f'{k}={v}' for k, v in found.items())} with other settings or other data: "
-            "choose another --out, or move it away"
+            f"{table} holds {' '.join(f'{k}={v}' for k, v in found.items())} with other settings or other data, "
+            "or by a version with other options: choose another --out, or move it away"
         )
 
 

@@ -69,14 +69,16 @@ def cell_table(rows: pd.DataFrame) -> pd.DataFrame:
 def rank_table(cells: pd.DataFrame) -> pd.DataFrame:
     """Return each model's average rank over the cells by score, 1 being the best; coverage by how far it is from 0.9.
 
-    A model is ranked among those that have the score; ``cells`` is what ``cell_table`` returns.
+    A model is ranked among those that have the score in its ``cells``, of which the first column has the number;
+    ``cells`` is what ``cell_table`` returns.
     """
     places = [cells[name] for name in CELL]
     figures = {name: cells[name] for name in SCORES if name in cells}
     if "coverage_90" in figures:
         figures["coverage_90"] = (figures["coverage_90"] - 0.9).abs()
     ranks = pd.DataFrame({name: values.groupby(places).rank() for name, values in figures.items()})
-    return ranks.groupby(cells["model"], sort=False).mean()
+    by_model = ranks.groupby(cells["model"], sort=False)
+    return pd.concat([by_model.size().rename("cells"), by_model.mean()], axis=1)
 
 
 def duel_table(cells: pd.DataFrame) -> pd.DataFrame:
@@ -116,11 +118,13 @@ def markdown(rows: pd.DataFrame) -> str:
     for protocol, part in rows.groupby("protocol", sort=False):
         cells = cell_table(part)
         parts += [f"## {protocol}", "Mean ± deviation over seeds; the best of a row is bold.", *_left_out(part, cells)]
-        parts += [*_options(part, cells), *_score_tables(cells)]
-        parts += ["### Average rank over cells", _table(rank_table(cells).reset_index(), "{:.2f}")]
+        parts += [*_unlike(part, cells), *_options(part, cells), *_score_tables(cells)]
+        parts += ["### Average rank over cells", "Of a model in its own cells, among those that were run there."]
+        parts += [_table(rank_table(cells).reset_index(), "{:.2f}")]
         duels = duel_table(cells)
         if len(duels):
             parts += ["### Eve against each rival, paired by seed (eve minus rival; below zero, eve is ahead)"]
+            parts += ["Seeds that both have; surely: beyond the 95 % interval over them, which knows one test period."]
             parts += [_table(duels, "{:+.4f}")]
         costs = cells.groupby("model", sort=False)[[name for name in COSTS if name in cells]].mean().reset_index()
         parts += ["### Training, mean over cells", _table(costs, "{:,.0f}")]
@@ -136,11 +140,26 @@ def _left_out(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
         yield f"Left out of {key[0]} {key[1]}, at context {key[2]}: {', '.join(dict.fromkeys(cell['model']))}."
 
 
-def _options(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
-    """Say with which options models are compared where they are not the recipe's, or were chosen among several."""
+def _tried(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the options that models are compared by, and how many they have ``tried`` there."""
     place = [*CELL, "context", "model"]
     tries = rows.groupby(place)["options"].nunique().rename("tried").reset_index()
-    chosen = cells[[*place, "options"]].merge(tries, on=place)
+    return cells[[*place, "options"]].merge(tries, on=place)
+
+
+def _unlike(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
+    """Say where trained models were tried with more options than others: a table that is half finished, say."""
+    tuned = _tried(rows, cells)
+    tuned = tuned[tuned["model"].map(tried) == tuned["model"]]  # an ensemble has its twin's
+    for key, cell in tuned[~tuned["model"].isin(NAIVE)].groupby([*CELL[1:]], sort=False):
+        if cell["tried"].nunique() > 1:
+            counts = ", ".join(f"{model} {count}" for model, count in zip(cell["model"], cell["tried"], strict=True))
+            yield f"Not tuned alike at {key[0]} {key[1]}, by options tried: {counts}."
+
+
+def _options(rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
+    """Say with which options models are compared where they are not the recipe's, or were chosen among several."""
+    chosen = _tried(rows, cells)
     chosen = chosen[(chosen["tried"] > 1) | (chosen["options"] != RECIPE)]
     if len(chosen):
         yield "### Options in place of the recipe's"

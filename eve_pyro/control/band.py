@@ -108,7 +108,8 @@ def ramp(step: int, warmup: int, length: int) -> float:
 class BandPenalty:
     """The hinge of every layer, as a penalty of the local ELBO: ``weight * ramp * hinge``, in nats a window.
 
-    ``bands`` maps sites to bands; ``strength`` is the ramp, moved by whoever counts the steps.
+    ``bands`` maps sites to bands, none before their first step; ``strength`` is the ramp, moved by whoever counts the
+    steps.
     """
 
     def __init__(self, bands: dict[str, Band], weight: float = 1.0, relative: bool = True) -> None:
@@ -118,7 +119,7 @@ class BandPenalty:
 
     def __call__(self, terms: ELBOTerms) -> Tensor:
         """Return the penalty of ``ELBOTerms``."""
-        if not self.strength:
+        if not (self.strength and self.bands):
             return next(iter(terms.units.values())).energy.new_zeros(())
         hinges = [hinge(terms.units[site].energy, band, self.relative) for site, band in self.bands.items()]
         return self.weight * self.strength * torch.stack(hinges).sum()
