@@ -94,8 +94,9 @@ def _model(config: Config, loadings: bool) -> Forecaster:
         raise ValueError("readout 'student_t' has tails of its own, a volatility unit needs normals: --no-volatility")
     if options.prior.endswith("ar1") and data.path == 1 and not trajectory:
         raise ValueError(f"prior {options.prior!r} runs over a path: name --path 2 or more, or --model trajectory")
-    sizes = options.hidden, options.features
-    encoder = LinearEncoder(data.context_length, *sizes, options.dropout, options.encoder_layers)
+    encoder = LinearEncoder(
+        data.context_length, options.hidden, options.features, options.dropout, options.encoder_layers
+    )
     depth = options.depth if options.model == "stack" else 1
     names = [f"eve{level}" if depth > 1 else "eve" for level in range(1, depth + 1)]
     layers = [_layer(options, name, encoder.out_features, level > 0) for level, name in enumerate(names)]

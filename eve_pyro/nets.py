@@ -1,6 +1,7 @@
 """Ordinary torch: encoders, the decoder, instance normalisation. Any ``nn.Module`` of the same shapes can stand in."""
 
 import math
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -55,6 +56,11 @@ def moving_average(context: Tensor, kernel: int = 25) -> Tensor:
     return F.avg_pool1d(F.pad(context, (kernel // 2, kernel // 2), mode="replicate"), kernel, 1)
 
 
+def _branch(widths: Sequence[int], dropout: float) -> nn.Sequential:
+    layers = [(nn.Linear(*width), nn.GELU(), nn.Dropout(dropout)) for width in pairwise(widths)]
+    return nn.Sequential(*chain.from_iterable(layers))
+
+
 class LinearEncoder(nn.Module):
     """Linear features of the seasonal and trend parts of a context, and a small nonlinear branch on top of them.
 
@@ -71,9 +77,7 @@ class LinearEncoder(nn.Module):
         self.out_features = features + hidden
         self.seasonal, self.trend = nn.Linear(context_length, hidden), nn.Linear(context_length, hidden)
         self.linear = nn.Linear(hidden, features)
-        widths = pairwise([features] * layers + [hidden])
-        steps = [(nn.Linear(*width), nn.GELU(), nn.Dropout(dropout)) for width in widths]
-        self.branch = nn.Sequential(*chain.from_iterable(steps))
+        self.branch = _branch([features] * layers + [hidden], dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, context: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ class MLPEncoder(nn.Module):
     def __init__(self, num_features: int, hidden: int = 64, dropout: float = 0.0) -> None:
         super().__init__()
         self.out_features = num_features + hidden
-        self.branch = nn.Sequential(nn.Linear(num_features, hidden), nn.GELU(), nn.Dropout(dropout))
+        self.branch = _branch([num_features, hidden], dropout)
 
     def forward(self, context: Tensor) -> Tensor:
         """Map ``context`` (B, T, L) to ``state`` (B, T, L + hidden)."""

@@ -1,6 +1,6 @@
 """The accuracy benchmark: sets, horizons, models and seeds under one harness, a row a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from eve_pyro.bench.lineup import MODELS, TRAINED, build_pair, config_of, train
+from eve_pyro.bench.lineup import TRAINED, build_pair, config_of, train
 from eve_pyro.bench.peers import PEERS, check_lengths, peer_row
-from eve_pyro.bench.plan import Plan
+from eve_pyro.bench.plan import KNOWN, Plan
 from eve_pyro.bench.protocols import NAIVE, Protocol, model_scores, naive_row, scored_windows, sizes_probts
 from eve_pyro.bench.rows import MARKS, Job, Say, read_rows, run_jobs
 from eve_pyro.bench.sets import DataSet, default_horizons, find_set, load_set
@@ -27,7 +27,7 @@ CELL = ("protocol", "set", "horizon")
 LABELS = [*CELL, "context", "model", "options", "seed"]  # which name a run
 SCORED = ("mse", "mae", "crps", "val_crps")  # what every model has
 WHOLE = ("horizon", "context", "seed")
-WORDS = {"model": (*MODELS, *PEERS), "protocol": get_args(Protocol)}
+WORDS = {"model": KNOWN, "protocol": get_args(Protocol)}
 CHOOSER = "twin"  # whose validation CRPS, at seed 0, chooses the context of a cell
 
 
@@ -55,7 +55,7 @@ def run_accuracy(plan: Plan, out: Path, say: Say = print) -> pd.DataFrame:
     plan.check()
     table, cells = out / TABLE, []
     known = read_rows(table)
-    check_table(known, {"checksum"}, table)
+    check_table(known, table, {"checksum"})
     for name in plan.sets:
         source = load_set(find_set(plan.data, name), name)
         _check_same(known, source, table)
@@ -176,9 +176,9 @@ def _rehearse(plan: Plan, cell: Cell, model: str, options: Options) -> None:
         raise ValueError(f"{error} (--tune tries {label_of(options)})" if options else str(error)) from None
 
 
-def check_table(rows: pd.DataFrame, wanted: set[str], table: Path) -> None:
-    """Raise ValueError for a table with rows that lacks a column, has a figure or a name that no run writes, or has a
-    row twice.
+def check_table(rows: pd.DataFrame, table: Path, wanted: Collection[str] = ()) -> None:
+    """Raise ValueError for a table with rows that lacks a column, the ``wanted`` among them, has a figure or a name
+    that no run writes, or has a row twice.
     """
     if rows.empty:
         return

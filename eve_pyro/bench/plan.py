@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from eve_pyro.bench.lineup import MEMBERS, MODELS
 from eve_pyro.bench.peers import PEERS, check_python
@@ -13,6 +13,7 @@ from eve_pyro.bench.tuning import Options, candidates_of
 from eve_pyro.config import Config, load_recipe
 from eve_pyro.data import standard_split
 
+KNOWN = (*MODELS, *PEERS)
 MAX_SEED = 2**63
 FIXED = {
     "seed": "name what to train with --seeds",
@@ -49,8 +50,8 @@ class Plan:
     def check(self) -> None:
         """Raise ValueError for a model that nobody knows and for options that leave no choice."""
         for name in self.models:
-            if name not in (*MODELS, *PEERS):
-                raise ValueError(f"there is no model {name!r}; known are {', '.join((*MODELS, *PEERS))}")
+            if name not in KNOWN:
+                raise ValueError(f"there is no model {name!r}; known are {', '.join(KNOWN)}")
             if name in PEERS and self.peer_python is None:
                 raise ValueError(
                     f"model {name!r} comes from neuralforecast: name a Python that has it by --peer-python"
@@ -65,8 +66,8 @@ class Plan:
                 raise ValueError(f"option {option} has no use here: {FIXED[option]}")
             if option in tuned:
                 raise ValueError(f"option {option} is among those that --tune chooses: leave out one of them")
-        if self.protocol not in ("longhorizon", "probts"):
-            raise ValueError(f"the protocol is longhorizon or probts, not {self.protocol!r}")
+        if self.protocol not in get_args(Protocol):
+            raise ValueError(f"the protocol is {' or '.join(get_args(Protocol))}, not {self.protocol!r}")
         if self.protocol == "probts" and self.contexts is not None:
             raise ValueError("the protocol probts fixes the context: leave out --contexts")
 
