@@ -51,7 +51,7 @@ def build(config: Config, twin: bool = False) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = _model(config, loadings=not twin)
-        guide = _guide(config.guide, model)
+        guide = _guide(config.guide, model, config.model.hidden)
     objective, sampled = config.objective, config.guide.guide == "flow"
     elbo = LocalELBO(
         objective.objective, objective.alpha, objective.beta, objective.num_particles, sample_kl=sampled
@@ -136,16 +136,17 @@ def _readout(config: Config, layer: EveLayer, state_size: int, loadings: bool) -
     return head(decoder, horizon, options.head_scale, options.patches if options.model == "trajectory" else 1)
 
 
-def _guide(options: GuideOptions, model: Forecaster) -> AmortizedGuide:
+def _guide(options: GuideOptions, model: Forecaster, hidden: int) -> AmortizedGuide:
     if options.guide == "context":
         return ContextMeanField(model, options.guide_scale)
+    if options.guide == "delta":
+        return PointGuide(model)
     if options.guide == "low_rank":
-        return LowRank(model, options.rank)
-    kinds: dict[str, Callable[[Forecaster], AmortizedGuide]] = {
+        return LowRank(model, options.rank, hidden)
+    kinds: dict[str, Callable[[Forecaster, int], AmortizedGuide]] = {
         "future_aware": FutureAware,
-        "delta": PointGuide,
         "autoregressive": Autoregressive,
         "flow": Flow,
         "conjugate": Conjugate,
     }
-    return kinds[options.guide](model)
+    return kinds[options.guide](model, hidden)

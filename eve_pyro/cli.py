@@ -1,6 +1,7 @@
 """The command line: one command a function, and ``main``, which turns what a user got wrong into one line."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -212,7 +213,7 @@ def _train(data: str, recipe: str, out: Path | None, twin: bool, overrides: dict
 
     if out is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several processes train together: name their run folder with --out")
-    config, panel = load_recipe(recipe, with_standard_rows(data, overrides)), read_panel(data)
+    config, panel = load_recipe(recipe, with_standard_rows(data, recipe, overrides)), read_panel(data)
     folder = out or free_folder(Path("runs") / Path(data).stem)
     _show(folder, data, lambda say: run_experiment(panel, config, folder, twin, say))
 
@@ -223,7 +224,7 @@ def _show(folder: Path, data: str, run: Callable[[Callable[[str], None]], Any]) 
         scores = run(say)
     except KeyboardInterrupt:
         if (folder / "history.csv").exists():
-            say(f"stopped; go on with: eve-pyro resume {folder} {data}")
+            say(f"stopped; go on with: {shlex.join(['eve-pyro', 'resume', str(folder), data])}")
         raise
     if scores:
         _print_scores(scores, None)

@@ -51,7 +51,7 @@ def compare_regimes(
     from eve_pyro.bench.regimes import SHOWN, parse_vary, regime_trials
     from eve_pyro.bench.regimes import compare_regimes as compare
 
-    chosen = with_standard_rows(data, overrides or {})
+    chosen = with_standard_rows(data, recipe, overrides or {})
     wanted, repeats = names(regimes, "--regimes"), numbers(seeds, "--seeds")
     trials = regime_trials(recipe, chosen, wanted, repeats, parse_vary(vary or []))
     folder = out or Path("runs") / f"regimes-{Path(data).stem}"
@@ -94,7 +94,8 @@ def ablate(
     swaps = {option: names(text, flag) for option, (text, flag) in named.items() if text}
     for option, values in parse_vary(vary or []).items():  # named both ways: all of it, each once
         swaps[option] = list(dict.fromkeys([*swaps.get(option, []), *values]))
-    trials = ablation_trials(recipe, with_standard_rows(data, overrides or {}), swaps, numbers(seeds, "--seeds"))
+    chosen = with_standard_rows(data, recipe, overrides or {})
+    trials = ablation_trials(recipe, chosen, swaps, numbers(seeds, "--seeds"))
     folder = out or Path("runs") / f"ablation-{Path(data).stem}"
     with going_on():
         summary = run(read_panel(data), trials, folder, draws, say)

@@ -31,11 +31,15 @@ def read_panel(data: str) -> "Panel":
     return seattle_weather() if data == "demo" else Panel.from_file(data)
 
 
-def with_standard_rows(data: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return ``overrides`` with the rows of the standard split, where the data have one and no other is named."""
+def with_standard_rows(data: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return ``overrides`` with the rows of the standard split, where the data have one and no other is named.
+
+    The rows of a ``recipe``'s own file are; its fractions are not, since every file that a run writes has some.
+    """
+    from eve_pyro.config import load_recipe
     from eve_pyro.data import standard_split
 
-    if {"rows", "validation", "test"} & set(overrides):
+    if {"rows", "validation", "test"} & set(overrides) or load_recipe(recipe).data.rows:
         return overrides
     rows = standard_split(Path(data).stem).rows
     return overrides | ({"rows": rows} if rows else {})

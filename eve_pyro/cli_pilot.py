@@ -82,7 +82,7 @@ def autopilot(
             return
         wanted = tuple(names(objectives, "--objectives"))
         plan = Plan(budget, epochs, reduction, seeds, full, prune, wanted)  # type: ignore[arg-type]  # checked by the plan
-        named = with_standard_rows(data, overrides or {}) | {"seed": seed}
+        named = with_standard_rows(data, recipe, overrides or {}) | {"seed": seed}
         setup = _setup(panel, recipe, named, space, plan)
         with _ray(panel, place, ray):
             board = search(panel, setup, place, say)

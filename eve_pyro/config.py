@@ -24,7 +24,8 @@ class DataOptions:
     stride: Annotated[int, Ge(1)] = option(1, "Steps between the contexts of a path.")
     rows: tuple[int, int, int] | None = option(
         None,
-        "Exact rows of training, validation and test, as 8640,2880,2880. Default: the standard split of ETT files.",
+        "Exact rows of training, validation and test, as 8640,2880,2880. Default: the recipe's, or the "
+        "standard split of ETT files.",
     )
     validation: Annotated[float, Gt(0), Lt(1)] = option(0.1, "Fraction of the rows for validation, without --rows.")
     test: Annotated[float, Gt(0), Lt(1)] = option(0.2, "Fraction of the rows for testing, without --rows.")

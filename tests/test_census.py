@@ -38,6 +38,15 @@ def test_a_summary_by_hand():
     assert found == pytest.approx(expected)
 
 
+def test_a_unit_without_an_energy_is_neither_inside_nor_living():
+    figures = FIGURES._replace(energy=torch.tensor([torch.nan, 0.05, 0.3, 0.0, 0.9, torch.nan]))
+    states = judge(figures, LOW, HIGH)
+    assert state_names(states)[0] == "unknown"
+    assert state_names(states)[5] == "collapsed"
+    assert not states["living"].any()
+    assert summary(states, figures)["inside_mass"] == pytest.approx(0, abs=1e-6)
+
+
 def test_the_last_figures_are_those_of_each_layers_last_record_of_a_split():
     states = state_names(judge(FIGURES, LOW, HIGH))
     record = pd.DataFrame({name: values.numpy() for name, values in FIGURES._asdict().items()})

@@ -158,6 +158,38 @@ def test_training_stops_early_without_progress(windows):
     assert result.stopped == "no better val_loss in 2 epochs"
 
 
+def test_it_says_when_a_callback_of_ones_own_stopped_it(windows):
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer, task):
+            trainer.should_stop = True
+
+    for monitor in ("crps", "last"):
+        training = Training(epochs=3, batch_size=64, monitor=monitor, progress=False)
+        assert (
+            fit(*pair(), windows, training=training, callbacks=[Stop()]).stopped
+            == "stopped by a callback after 1 epochs"
+        )
+
+
+def test_a_score_that_is_never_finite_is_an_error_and_one_that_once_was_not_is_no_end(windows):
+    class Blank(Callback):
+        """Takes validation scores away."""
+
+        def __init__(self, epochs):
+            self.epochs = epochs
+
+        def on_validation_epoch_end(self, trainer, task):
+            if trainer.current_epoch in self.epochs:
+                task.log("val_loss", torch.nan)
+
+    training = Training(epochs=3, batch_size=64, monitor="loss", progress=False)
+    with pytest.raises(ValueError, match="val_loss was not finite after any epoch"):
+        fit(*pair(), windows, training=training, callbacks=[Blank({0, 1, 2})])
+    result = fit(*pair(), windows, training=training, callbacks=[Blank({0})])
+    assert result.best_epoch > 0
+    assert result.stopped == "all epochs done"
+
+
 class Exploding(nn.Module):
     """Breaks after a number of calls."""
 
@@ -179,6 +211,18 @@ def test_a_loss_that_breaks_keeps_the_best_epoch(windows):
     assert torch.isfinite(weights(model, guide)).all()
     assert result.best_epoch in (0, 1)
     assert math.isfinite(evaluate(model, guide, windows.test, 4)["crps"])
+
+
+def test_a_loss_that_broke_stays_broken_when_the_training_is_taken_up_again(windows, tmp_path):
+    steps, training = len(windows.train) // 64, Training(epochs=5, batch_size=64, progress=False)
+    model, guide = pair()
+    before = fit(Exploding(model, 2 + 2 * steps + 1), guide, windows, training=training, log_dir=tmp_path)
+    again = pair()
+    result = fit(Exploding(again[0], math.inf), again[1], windows, training=training, log_dir=tmp_path, resume=True)
+    assert result.stopped == before.stopped
+    assert result.best_epoch == before.best_epoch
+    assert len(result.history) == len(before.history) == 3
+    assert torch.equal(weights(*again), weights(model, guide))
 
 
 def test_a_loss_that_breaks_where_the_last_epoch_is_kept_keeps_the_last_whole_one(windows):

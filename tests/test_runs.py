@@ -9,6 +9,7 @@ import torch
 from conftest import make_panel
 
 from eve_pyro.builder import build
+from eve_pyro.cli_data import with_standard_rows
 from eve_pyro.config import check, from_toml, load_recipe, recipe_names, to_toml
 from eve_pyro.data import Scaler, Split, make_windows
 from eve_pyro.guides import PointGuide
@@ -40,6 +41,23 @@ def test_what_a_recipe_of_ones_own_has_can_be_left_out_again(tmp_path):
     assert load_recipe(str(tmp_path / "own.toml"), {"held": "none", "rows": None}) == load_recipe("factor")
     with pytest.raises(ValueError, match="guide"):
         load_recipe("factor", {"guide": "none"})
+
+
+@pytest.mark.parametrize("guide", ["future_aware", "context", "delta", "autoregressive", "low_rank", "flow"])
+def test_the_hidden_width_reaches_every_network(guide):
+    path = {"path": 2, "stride": 4, "prior": "ar1"} if guide == "autoregressive" else {"prior": "standard"}
+    built = build(load_recipe("conditional", SMALL | path | {"guide": guide}))
+    assert not [name for name, value in built.weights().named_parameters() if 256 in value.shape]
+
+
+def test_rows_of_a_recipe_file_go_before_the_standard_split(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text(to_toml(load_recipe("factor", {"rows": (700, 100, 200)})))
+    assert with_standard_rows("ETTh1.csv", str(own), {}) == {}
+    assert with_standard_rows("ETTh1.csv", str(own), {"rows": (1, 2, 3)}) == {"rows": (1, 2, 3)}
+    own.write_text(to_toml(load_recipe("factor")))  # its fractions are anybody's
+    assert with_standard_rows("ETTh1.csv", str(own), {}) == {"rows": (8640, 2880, 2880)}
+    assert with_standard_rows("other.csv", "factor", {}) == {}
 
 
 def test_the_recipes_are_those_of_the_design():

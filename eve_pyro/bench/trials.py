@@ -11,6 +11,7 @@ import pandas as pd
 from eve_pyro.bench.rows import Job, Say, run_jobs
 from eve_pyro.builder import build
 from eve_pyro.config import Config, to_toml
+from eve_pyro.control.persistence import ArPenalty
 from eve_pyro.control.steering import MOVES_ROWS
 from eve_pyro.data import Panel
 from eve_pyro.diagnostics.census import final_census
@@ -77,6 +78,8 @@ def rehearse(panel: Panel, config: Config) -> None:
         pair.guide.unit_rows()  # says why it has none
     with evaluating(pair.model, pair.guide, config.training.seed):
         pair.elbo.loss(pair.model, pair.guide, *train[:2])
+        if config.control.lambda_ar:
+            ArPenalty(config.control.lambda_ar, config.control.ar_phi)(pair.elbo.terms)  # says where there is no path
 
 
 def _run(panel: Panel, config: Config, num_draws: int) -> dict[str, Any]:

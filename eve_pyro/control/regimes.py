@@ -68,7 +68,7 @@ class Control(Callback):
         self.reach = {site: found.reach for site, found in rows.items()}
         for site, state in self._saved.items():
             self._add(site, LayerControl.restored(steering, state, task.device, self.reach.get(site, inf)))
-        self.penalty.strength = ramp(trainer.global_step, steering.warmup, steering.ramp)
+        self._count(trainer.global_step)
         if steering.regime != "off":
             task.elbo.penalties["band"] = self.penalty
         if self.persistence is not None:
@@ -99,7 +99,7 @@ class Control(Callback):
         for site, units in task.elbo.terms.units.items():
             self._layer(site, units, task, batch).observe(*self._everywhere(trainer, units))
         step, steering = trainer.global_step, self.steering
-        self.penalty.strength = ramp(step, steering.warmup, steering.ramp)
+        self._count(step)
         if step < steering.warmup:
             return
         last = batch_idx + 1 == trainer.num_training_batches
@@ -114,7 +114,7 @@ class Control(Callback):
             if steering.thermostat:
                 layer.thermostat.act()
         if self.persistence is not None:
-            self.persistence.act(task.elbo.terms, "ar")
+            self.persistence.share.act(float(trainer.strategy.reduce(task.elbo.terms.share("ar"), reduce_op="mean")))
         self._set_betas(task, step)
 
     def on_validation_batch_end(
@@ -130,6 +130,12 @@ class Control(Callback):
             layer.compare(UnitFigures(*trainer.strategy.reduce(figures, reduce_op="mean")).energy)
             if site not in self.free:
                 self.penalty.bands[site] = layer.aim
+
+    def _count(self, step: int) -> None:
+        """Let the penalties be what they are at ``step``."""
+        self.penalty.strength = ramp(step, self.steering.warmup, self.steering.ramp)
+        if self.persistence is not None:
+            self.persistence.acts = step >= self.steering.warmup
 
     def _move(self, layer: LayerControl, rows: UnitRows, step: int, last_of_epoch: bool) -> None:
         if layer.energy is None:

@@ -51,7 +51,7 @@ class Steering:
         checked(Steering, asdict(self))
         if self.c_min > self.c_max:
             raise ValueError(f"the thermostat needs 0 <= c_min <= c_max, not [{self.c_min}, {self.c_max}]")
-        if (self.regime != "off" or self.thermostat) and self.warmup >= steps:
+        if (self.regime != "off" or self.thermostat or self.lambda_ar) and self.warmup >= steps:
             raise ValueError(f"a warm-up of {self.warmup} steps leaves nothing of a training of {steps} steps")
 
     def callbacks(self) -> list[Any]:

@@ -55,7 +55,8 @@ def judge(figures: UnitFigures, low: Tensor, high: Tensor, drifting: Tensor | No
 
     ``too_low`` and ``too_high``: outside the band. ``dead``: energy and KL below 1e-4. ``saturated``: energy above four
     times the band's upper edge. ``collapsed``: the posterior's deviation at its floor of 0.15, a deterministic scalar.
-    ``drifting`` is handed in by who has watched long enough. ``living``: none of these, and inside the band.
+    ``drifting`` is handed in by who has watched long enough. ``living``: none of these, and inside the band. A unit
+    whose energy is NaN, for want of a prior's moments, is neither inside nor living.
     """
     states = {
         "too_low": figures.energy < low,
@@ -65,7 +66,7 @@ def judge(figures: UnitFigures, low: Tensor, high: Tensor, drifting: Tensor | No
         "collapsed": figures.scale <= FLOOR,
         "drifting": torch.zeros_like(figures.kl, dtype=torch.bool) if drifting is None else drifting,
     }
-    return {"living": ~torch.stack(list(states.values())).any(0)} | states
+    return {"living": ~torch.stack([*states.values(), figures.energy.isnan()]).any(0)} | states
 
 
 def has_drifted(energy: Tensor, before: Tensor, gained: bool) -> Tensor:
@@ -81,8 +82,9 @@ def summary(states: dict[str, Tensor], figures: UnitFigures) -> dict[str, float]
     shares = {name: float(members.float().mean()) for name, members in states.items()}
     active = figures.kl > ACTIVE
     effective = float(figures.kl[active].mean()) if active.any() else 0.0
+    unknown = float(figures.energy.isnan().float().mean())
     return {
-        "inside_mass": 1 - shares["too_low"] - shares["too_high"],
+        "inside_mass": 1 - shares["too_low"] - shares["too_high"] - unknown,
         **shares,
         "active": float(active.float().mean()),
         "kl": float(figures.kl.sum()),
@@ -92,10 +94,10 @@ def summary(states: dict[str, Tensor], figures: UnitFigures) -> dict[str, float]
 
 
 def state_names(states: dict[str, Tensor]) -> list[str]:
-    """Return one word a unit: its gravest state, or where it stands to its band."""
+    """Return one word a unit: its gravest state, where it stands to its band, or ``unknown``."""
     order = ("dead", "saturated", "collapsed", "drifting", "too_low", "too_high", "living")
     count = len(states["living"])
-    return [next(name for name in order if states[name][unit]) for unit in range(count)]
+    return [next((name for name in order if states[name][unit]), "unknown") for unit in range(count)]
 
 
 def final_census(units: pd.DataFrame, census: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:

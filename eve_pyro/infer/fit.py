@@ -1,6 +1,7 @@
 """Training: any model and guide, one local ELBO, on Lightning's loop."""
 
 import logging
+import math
 import os
 import pickle
 import signal
@@ -67,8 +68,8 @@ def fit(
     Of classes, whose CRPS means nothing, ``monitor="crps"`` watches the validation log score.
 
     The global random state is left as it was; a seed repeats exactly on one machine. Raises ValueError where nothing
-    can be trained, where a checkpoint does not fit, or where the loss is not finite before any epoch was good; later,
-    the best epoch is kept.
+    can be trained, where a checkpoint does not fit, or where the loss, or the score that is monitored, is not finite
+    before any epoch was good; later, the best epoch is kept.
     """
     elbo, training = elbo or LocalELBO(), training or Training()
     steering = [] if control is None else control.callbacks()
@@ -110,6 +111,8 @@ def fit(
                 f"the loss was not finite at step {task.not_finite}, before a first epoch was done: lower the learning "
                 "rate or check the data"
             )
+        if monitor and not math.isfinite(keeper.best):
+            raise ValueError(f"{monitor} was not finite after any epoch: check the validation rows")
         task.load_state_dict(keeper.weights)
     for program in (model, guide):
         if isinstance(program, nn.Module):
@@ -221,7 +224,9 @@ def _loaders(windows: RowSplits, training: Training, trainer: L.Trainer) -> tupl
 
 def _stopping(monitor: str | None, training: Training) -> list[Callback]:
     progress: list[Callback] = [RichProgressBar(leave=False)] if training.progress else []
-    return progress if monitor is None else [Patience(monitor, patience=training.patience), *progress]
+    if monitor is None:
+        return progress
+    return [Patience(monitor, patience=training.patience, check_finite=False), *progress]
 
 
 def _saving(folder: Path | None) -> list[Callback]:
@@ -253,9 +258,11 @@ def _checkpoint(folder: Path, task: Task) -> Path | None:
 def _why(task: Task, trainer: L.Trainer, training: Training, monitor: str | None) -> str:
     if task.not_finite is not None:
         return f"the loss was not finite at step {task.not_finite}; the best epoch before it was kept"
-    paused = any(isinstance(each, Pause) and each.epochs <= trainer.current_epoch for each in trainer.callbacks)  # type: ignore[attr-defined]
-    if trainer.current_epoch < training.epochs and paused:
-        return f"paused after {trainer.current_epoch} epochs"
-    if trainer.current_epoch < training.epochs:
+    done, callbacks = trainer.current_epoch, trainer.callbacks  # type: ignore[attr-defined]
+    if done >= training.epochs:
+        return "all epochs done"
+    if any(isinstance(each, Pause) and each.epochs <= done for each in callbacks):
+        return f"paused after {done} epochs"
+    if any(isinstance(each, Patience) and each.wait_count >= each.patience for each in callbacks):
         return f"no better {monitor} in {training.patience} epochs"
-    return "all epochs done"
+    return f"stopped by a callback after {done} epochs"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from eve_pyro.distributions.blocks import block_lengths, block_means, block_size
 from eve_pyro.infer.predictive import forecast_latents, mixture_log_prob, observation, values
 from eve_pyro.infer.programs import refuse_clashes
-from eve_pyro.infer.terms import ELBOTerms, by_unit, measure_units
+from eve_pyro.infer.terms import ELBOTerms, UnitTerms, by_unit, measure_units
 from eve_pyro.metrics import log_score
 from eve_pyro.protocols import OBSERVED, Blockwise, Integrable, Latents
 
@@ -123,26 +123,29 @@ class LocalELBO(TraceMeanField_ELBO):
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
         forecast: Any = model_trace.nodes.get(PREDICTIVE, {})
-        terms = ELBOTerms(
-            log_likelihood=self._log_likelihood(model_trace),
-            units=measure_units(model_trace, guide_trace, self.sample_kl),
-            predictive=forecast.get("value"),
-            common=forecast.get("common"),
-        )
-        unknown = set(self.beta) - set(terms.units) if isinstance(self.beta, Mapping) else set()
-        if unknown:
-            raise ValueError(f"beta names {sorted(unknown)[0]!r}, the latent sites are {', '.join(terms.units)}")
+        predictive, common = forecast.get("value"), forecast.get("common")
+        log_likelihood = self._log_likelihood(model_trace)
+        units = measure_units(model_trace, guide_trace, self.sample_kl)
+        paid, alpha = self._paid(units), 1.0 if predictive is None else self.alpha
+        if common is not None:
+            alpha = alpha * (1 - common)
+        terms = ELBOTerms(log_likelihood, units, paid / len(log_likelihood), predictive, common, alpha)
         terms.penalties.update({name: penalty(terms) for name, penalty in self.penalties.items()})
         self.terms = terms.detach()
-        loss = -terms.log_likelihood.sum() + sum(
-            (self.beta_of(site, units.kl) * units.kl).sum() for site, units in terms.units.items()
-        )
-        if terms.predictive is not None:
-            alpha = self.alpha if terms.common is None else self.alpha * (1 - terms.common)
-            loss = alpha * loss - (1 - alpha) * terms.predictive.sum()
-        loss = loss + terms.log_likelihood.shape[0] * sum(terms.penalties.values())
+        loss = -log_likelihood.sum() + paid
+        if predictive is not None:
+            loss = alpha * loss - (1 - alpha) * predictive.sum()
+        loss = loss + len(log_likelihood) * sum(terms.penalties.values())
         loss = loss * self.num_particles  # the estimator divides by the particles, which are averaged already
         return loss.item(), loss
+
+    def _paid(self, units: Mapping[str, UnitTerms]) -> Tensor:
+        """Return the sum of beta_n KL_n over units and windows, in nats."""
+        unknown = set(self.beta) - set(units) if isinstance(self.beta, Mapping) else set()
+        if unknown:
+            raise ValueError(f"beta names {sorted(unknown)[0]!r}, the latent sites are {', '.join(units)}")
+        costs = [(self.beta_of(site, each.kl) * each.kl).sum() for site, each in units.items()]
+        return sum(costs, start=torch.zeros(()))
 
     def _log_likelihood(self, model_trace: Trace) -> Tensor:
         observed = [

@@ -84,9 +84,18 @@ class Task(L.LightningModule):
                 "another program's parameters of this name; call pyro.clear_param_store() or rename them"
             )
 
+    def on_train_start(self) -> None:
+        """Stay stopped where the loss broke before."""
+        if self.not_finite is not None:
+            self.trainer.should_stop = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the options beside the weights, so that nothing else goes on from them."""
-        checkpoint["training"] = asdict(self.training_options)
+        """Keep the options beside the weights, so that nothing else goes on from them, and where the loss broke."""
+        checkpoint["training"], checkpoint["not_finite"] = asdict(self.training_options), self.not_finite
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over where the loss broke."""
+        self.not_finite = checkpoint.get("not_finite")
 
     def configure_optimizers(self) -> Any:
         """AdamW, one cycle over all steps."""

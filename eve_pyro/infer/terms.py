@@ -35,16 +35,27 @@ class UnitTerms:
 
 @dataclass(frozen=True)
 class ELBOTerms:
-    """The parts of the objective: ``log_likelihood`` and ``predictive`` (B,), in nats per window; ``units`` by site;
-    ``penalties`` by name, each a scalar in nats per window; ``common``, of a composite objective, the share of the
-    values' variance that means over blocks hold, see ``LocalELBO``.
+    """The parts of the objective: ``log_likelihood`` and ``predictive`` (B,), in nats per window; ``units`` by site, and
+    what they ``paid``, each KL at its beta, and ``penalties`` by name, scalars in nats per window; ``common``, of a
+    composite objective, the share of the values' variance that means over blocks hold; ``alpha``, what log likelihood
+    and KL weigh beside ``predictive``, see ``LocalELBO``.
     """
 
     log_likelihood: Tensor
     units: dict[str, UnitTerms]
+    paid: Tensor
     predictive: Tensor | None = None
     common: Tensor | None = None
+    alpha: Tensor | float = 1.0
     penalties: dict[str, Tensor] = field(default_factory=dict)
+
+    def share(self, name: str) -> Tensor:
+        """Return how much of the loss a penalty is, in [0, 1]: of the absolute values of its parts, as it weighs them."""
+        penalty = self.penalties[name]
+        whole = self.alpha * (self.log_likelihood.mean().abs() + self.paid) + sum(self.penalties.values())
+        if self.predictive is not None:
+            whole = whole + (1 - self.alpha) * self.predictive.mean().abs()
+        return penalty / whole
 
     @property
     def sampled_sites(self) -> tuple[str, ...]:
@@ -56,8 +67,10 @@ class ELBOTerms:
         return ELBOTerms(
             log_likelihood=self.log_likelihood.detach(),
             units={name: units.detach() for name, units in self.units.items()},
+            paid=self.paid.detach(),
             predictive=None if self.predictive is None else self.predictive.detach(),
             common=self.common,
+            alpha=self.alpha,
             penalties={name: value.detach() for name, value in self.penalties.items()},
         )
 

@@ -15,7 +15,7 @@ CYCLE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY)
 REGIME_COLOURS = {"off": INK, "penalty": BLUE, "projection": ORANGE, "homeostasis": GREEN}
 STATE_COLOURS = {
     "living": GREEN, "too_low": SKY, "too_high": AMBER, "drifting": YELLOW, "collapsed": PINK, "saturated": ORANGE,
-    "dead": INK,
+    "dead": INK, "unknown": GREY,
 }  # fmt: skip
 AXIS = LinearSegmentedColormap.from_list("axis", [BLUE, GREY, ORANGE])  # mid-tones only: lines show on any ground
 
