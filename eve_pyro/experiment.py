@@ -96,7 +96,9 @@ def _run(panel: Panel, config: Config, folder: Path, twin: bool, windows: Splits
     _write_forecasts(folder, panel, config, pairs, windows.test)
     _write_units(folder, pairs["eve"], windows.test, fits["eve"], say)
     _save(plots.training_curves({name: each.history for name, each in fits.items()}), folder, "training")
-    write_json(folder / METRICS, {"test": scores, "windows": len(windows.test), "seconds": seconds})
+    training = {name: {"epoch": each.best_epoch + 1, "stopped": each.stopped} for name, each in fits.items()}
+    figures = {"test": scores, "windows": len(windows.test), "seconds": seconds, "training": training}
+    write_json(folder / METRICS, figures)
     for checkpoint in folder.rglob(CHECKPOINT):  # the run is done: nothing goes on from here
         checkpoint.unlink()
     return scores

@@ -42,7 +42,7 @@ def crps_normal(loc: Tensor, scale: Tensor, truth: Tensor) -> Tensor:
 
 def crps_student_t(df: Tensor, loc: Tensor, scale: Tensor, truth: Tensor) -> Tensor:
     """CRPS of Student's t, df > 1, closed form (Jordan, Krueger & Lerch 2019). Computed in float64 on the CPU."""
-    z, df = ((truth - loc) / scale).double().cpu(), df.double().cpu()
+    z, df = ((truth - loc) / scale).cpu().double(), df.cpu().double()  # in this order: MPS has no float64
     density = torch.distributions.StudentT(df, validate_args=False).log_prob(z).exp()
     beta = torch.lgamma(df - 0.5) - 2 * torch.lgamma(0.5 * df) + torch.lgamma(0.5 * (df + 1)) * 2 - torch.lgamma(df)
     spread = 2 * df.sqrt() / (df - 1) * (beta - 0.5 * math.log(math.pi)).exp()

@@ -73,6 +73,8 @@ class LinearEncoder(nn.Module):
     def __init__(
         self, context_length: int, hidden: int = 256, features: int = 512, dropout: float = 0.1, layers: int = 1
     ) -> None:
+        if layers < 1:
+            raise ValueError(f"the nonlinear branch has at least 1 hidden layer, not {layers}")
         super().__init__()
         self.out_features = features + hidden
         self.seasonal, self.trend = nn.Linear(context_length, hidden), nn.Linear(context_length, hidden)

@@ -208,6 +208,36 @@ def test_a_series_constant_in_training_is_refused():
         make_windows(Panel.from_array(values, names=["a", "b"]), 8, 2)
 
 
+@pytest.mark.parametrize("scale", [1e-13, 1e12])
+def test_no_unit_of_the_data_makes_a_series_constant(scale):
+    values = scale * np.random.default_rng(0).normal(size=(100, 1))
+    train = make_windows(Panel.from_array(values), 8, 2).train
+    assert float(train.flat[:70].std(correction=0)) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("row", [85, 97])
+def test_a_fill_value_outside_the_training_rows_is_refused(row):
+    values = np.random.default_rng(0).random((100, 2))
+    values[row, 1] = 9.97e36
+    with pytest.raises(ValueError, match=rf"series 'b': 9.97e\+36 at row {row} .* fill it or cut it"):
+        make_windows(Panel.from_array(values, names=["a", "b"]), 8, 2)
+
+
+def test_series_are_called_what_the_file_calls_them(tmp_path):
+    rows = [f"{name},{day},{day}" for name in ("NA", "null", "050") for day in range(40)]
+    (tmp_path / "long.csv").write_text("\n".join(["unique_id,ds,y", *rows]))
+    assert Panel.from_file(tmp_path / "long.csv").names == ("NA", "null", "050")
+    (tmp_path / "long.csv").write_text("\n".join(["unique_id,ds,y", *rows, ",40,1"]))
+    with pytest.raises(ValueError, match="column 'unique_id' is empty at row 120"):
+        Panel.from_file(tmp_path / "long.csv")
+
+
+def test_no_rows_cannot_be_taken():
+    windows = make_windows(make_panel(100), 8, 2).test
+    with pytest.raises(ValueError, match="at least 1 row or window is to be taken, not 0"):
+        windows.at_most(0)
+
+
 def test_new_data_must_bring_series_the_scaler_knows():
     scaler = Scaler.fit(make_panel(100, 1), Split())
     with pytest.raises(ValueError, match="series 's1' was not among the training series"):

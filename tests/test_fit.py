@@ -167,7 +167,7 @@ def test_it_says_when_a_callback_of_ones_own_stopped_it(windows):
         training = Training(epochs=3, batch_size=64, monitor=monitor, progress=False)
         assert (
             fit(*pair(), windows, training=training, callbacks=[Stop()]).stopped
-            == "stopped by a callback after 1 epochs"
+            == "stopped by a callback after epoch 1"
         )
 
 

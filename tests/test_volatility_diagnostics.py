@@ -106,7 +106,8 @@ def test_draws_become_a_tree(guide):
     assert volatility.sizes["chain"] * volatility.sizes["draw"] == 6
     assert (volatility > 0).all()
     assert np.isfinite(tree["posterior"]["eve.z"]).all()
-    assert datatree_size(pair.model, pair.guide, windows, num_draws=6) is not None
+    size = sum(part.nbytes for node in tree.subtree for part in node.data_vars.values())
+    assert datatree_size(pair.model, pair.guide, windows, num_draws=6) == size
 
 
 @pytest.mark.parametrize("guide", ["conjugate", "context"])

@@ -10,7 +10,7 @@ from eve_pyro import metrics
 from eve_pyro.bench.rivals import LEVELS
 from eve_pyro.data import Windows
 from eve_pyro.infer.predictive import predict, quantile
-from eve_pyro.infer.programs import evaluating
+from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.infer.scores import evaluate
 from eve_pyro.naive import naive_scores, repeat_last, seasonal_naive
 from eve_pyro.protocols import Guide, Model
@@ -37,7 +37,9 @@ def model_scores(
     scores = evaluate(model, guide, chosen, num_draws, seed=seed, progress=progress)
     if protocol == "probts":
         with evaluating(model, guide, seed):
-            scores["crps_probts"] = crps_probts(chosen, lambda context: _quantiles(model, guide, context, num_draws))
+            scores["crps_probts"] = crps_probts(
+                chosen, lambda context: _quantiles(model, guide, context.to(device_of(model)), num_draws)
+            )
     return scores
 
 

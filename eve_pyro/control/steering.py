@@ -46,12 +46,17 @@ class Steering:
     warmup: Annotated[int, Ge(0)] = option(64, "Steps before anything acts.")
     ramp: Annotated[int, Ge(0)] = option(96, "Steps over which the band penalty grows to its weight.")
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything happens once the warm-up is over."""
+        return self.regime != "off" or self.thermostat or self.lambda_ar > 0
+
     def check(self, steps: int) -> None:
         """Raise ValueError for options out of range or at odds, and for a warm-up as long as ``steps`` of training."""
         checked(Steering, asdict(self))
         if self.c_min > self.c_max:
             raise ValueError(f"the thermostat needs 0 <= c_min <= c_max, not [{self.c_min}, {self.c_max}]")
-        if (self.regime != "off" or self.thermostat or self.lambda_ar) and self.warmup >= steps:
+        if self.acts and self.warmup >= steps:
             raise ValueError(f"a warm-up of {self.warmup} steps leaves nothing of a training of {steps} steps")
 
     def callbacks(self) -> list[Any]:

@@ -151,8 +151,8 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
         _check_header(path)
-        # Names stay as they are written, "050" too, and columns are read whole, or a long file is typed piece by piece.
-        return pd.read_csv(path, dtype={"unique_id": str}, low_memory=False)
+        # Names stay as they are written, "050" and "NA" too; columns are read whole, not typed piece by piece.
+        return pd.read_csv(path, converters={"unique_id": lambda name: name or None}, low_memory=False)
     except ImportError:
         raise ValueError(f"reading {path.name} needs pyarrow: pip install 'eve_pyro[parquet]'") from None
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own parsing errors are of these kinds

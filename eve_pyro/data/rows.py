@@ -47,7 +47,12 @@ class Selectable(ABC):
         return self._take(slice(None, None, stride))
 
     def at_most(self, count: int) -> Self:
-        """Return about ``count`` rows, evenly spaced over all, or all of them where there are fewer."""
+        """Return about ``count`` rows, evenly spaced over all, or all of them where there are fewer.
+
+        Raises ValueError for a ``count`` below 1.
+        """
+        if count < 1:
+            raise ValueError(f"at least 1 row or window is to be taken, not {count}")
         return self.every(max(1, -(-len(self) // count)))
 
     def select(self, index: Sequence[int] | Tensor) -> Self:

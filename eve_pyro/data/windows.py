@@ -14,6 +14,8 @@ from eve_pyro.data.panel import Panel
 from eve_pyro.data.rows import Selectable
 from eve_pyro.protocols import Batch
 
+FARTHEST = 1e9  # deviations: beyond them squares and covariances in float32 are lost
+
 
 @dataclass(frozen=True)
 class Scaler:
@@ -32,7 +34,7 @@ class Scaler:
                 mean[name], deviation[name] = float(rows.mean()), float(rows.std())
             if not np.isfinite(deviation[name]):
                 raise ValueError(f"series {name!r} has values too large to scale (up to {np.abs(rows).max():g})")
-            if deviation[name] <= 1e-12 * max(1.0, abs(mean[name])):
+            if deviation[name] <= 1e-12 * np.abs(rows).max():  # rounding makes that of equal numbers not quite 0
                 raise ValueError(
                     f"series {name!r} is constant ({rows[0]:g}) on its {len(rows)} training rows: leave it out"
                 )
@@ -47,12 +49,28 @@ class Scaler:
                 raise ValueError(f"the deviation of series {name!r} must be positive and finite")
 
     def apply(self, panel: Panel) -> list[np.ndarray]:
-        """Return each series standardised, float32; ValueError for a series never seen in training."""
+        """Return each series standardised, float32.
+
+        Raises ValueError for a series never seen in training, and for values too far from those that were.
+        """
         unknown = [name for name in panel.names if name not in self.mean]
         if unknown:
             raise ValueError(f"series {unknown[0]!r} was not among the training series ({', '.join(self.mean)})")
-        scaled = zip(panel.names, panel.values, strict=True)
-        return [((values - self.mean[n]) / self.deviation[n]).astype(np.float32) for n, values in scaled]
+        return [self._scaled(number, panel) for number in range(len(panel))]
+
+    def _scaled(self, number: int, panel: Panel) -> np.ndarray:
+        name, values = panel.names[number], panel.values[number]
+        with np.errstate(over="ignore"):
+            scaled = (values - self.mean[name]) / self.deviation[name]
+        far = np.abs(scaled) > FARTHEST
+        if far.any():
+            row = int(far.argmax())
+            raise ValueError(
+                f"series {name!r}: {values[row]:g} at row {row} ({panel.index[number][row]}), {int(far.sum())} in all, "
+                f"is {abs(scaled[row]):.0e} deviations of the training rows from their mean: if it stands for a "
+                "missing value, fill it or cut it"
+            )
+        return scaled.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from eve_pyro import metrics
-from eve_pyro.diagnostics.draws import batches_of, check_futures, window_labels
+from eve_pyro.diagnostics.draws import window_labels
+from eve_pyro.infer.batches import batches_of, check_futures
 from eve_pyro.infer.predictive import Predictive, cdf, predict
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.protocols import Guide, Model, Rows

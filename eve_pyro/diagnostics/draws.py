@@ -1,6 +1,5 @@
 """Draws of a guide's posterior, window by window, with the densities that diagnostics compare."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,12 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from rich.progress import track
 from torch import Tensor
 
 from eve_pyro.data import Windows
 from eve_pyro.infer.predictive import latent_sites, observation, vectorized
 from eve_pyro.infer.terms import by_unit
-from eve_pyro.protocols import Batch, Guide, Model, Rows
+from eve_pyro.protocols import Guide, Model, Rows
 
 
 @dataclass(frozen=True)
@@ -83,14 +81,16 @@ def posterior_draws(model: Model, guide: Guide, context: Tensor, future: Tensor,
 def densities(model: Model, source: Trace, context: Tensor, future: Tensor, num_draws: int) -> Draws:
     """Replay ``model`` against the draws in ``source``.
 
-    Raises ValueError for sites that only one of the two samples, and for latents outside the windows plate (dim -2):
-    they belong to no window.
+    Raises ValueError for no latents, for sites that only one of the two samples, and for latents outside the windows
+    plate (dim -2): they belong to no window.
     """
     replayed = poutine.replay(vectorized(model, num_draws), trace=source)
     model_trace = poutine.util.prune_subsample_sites(poutine.trace(replayed).get_trace(context, future))
     source = poutine.util.prune_subsample_sites(source)
     observation(model_trace)
     latents, drawn = latent_sites(model_trace), _drawn(source)
+    if not latents:
+        raise ValueError("the model has no latent site: there is nothing to draw")
     for name, site in latents.items():
         if name not in drawn:
             raise ValueError(f"the guide does not sample the model's site {name!r} when it is given a future")
@@ -101,25 +101,6 @@ def densities(model: Model, source: Trace, context: Tensor, future: Tensor, num_
             raise ValueError(f"the guide samples {name!r}, which is no latent site of the model: remove or rename it")
     model_trace.compute_log_prob()
     return Draws(model_trace, source)
-
-
-def batches_of(
-    windows: Rows, batch_size: int, device: torch.device, progress: bool = False, label: str = "windows"
-) -> Iterator[Batch]:
-    """Yield batches on ``device``, with a progress bar if asked for; ValueError for no windows, or none in a batch."""
-    if not len(windows):
-        raise ValueError("there are no windows to look at")
-    if batch_size < 1:
-        raise ValueError(f"a batch has at least 1 window, not {batch_size}")
-    count = -(-len(windows) // batch_size)
-    for context, future in track(windows.batches(batch_size), label, count, disable=not progress, transient=True):
-        yield Batch(context.to(device), future.to(device))
-
-
-def check_futures(windows: Rows) -> None:
-    """Raise ValueError for windows whose future is yet to come."""
-    if isinstance(windows, Windows) and not windows.known:
-        raise ValueError("these windows have no future yet: take windows of make_windows, not latest_windows")
 
 
 def window_labels(windows: Rows) -> pd.DataFrame:

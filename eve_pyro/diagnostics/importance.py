@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from eve_pyro.diagnostics.draws import batches_of, check_futures, posterior_draws, window_labels
+from eve_pyro.diagnostics.draws import posterior_draws, window_labels
+from eve_pyro.infer.batches import batches_of, check_futures
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.protocols import Guide, Model, Rows
 

@@ -11,11 +11,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from eve_pyro import metrics
-from eve_pyro.diagnostics.draws import check_futures
 from eve_pyro.diagnostics.factor_costs import Tails, unit_costs
 from eve_pyro.diagnostics.intervened import Intervened, Target, Units, check_units, edited, lower_bound, unit_counts
 from eve_pyro.distributions.factor import FactorNormal
 from eve_pyro.distributions.volatile import VolatileFactor
+from eve_pyro.infer.batches import check_futures
 from eve_pyro.infer.predictive import forecast_latents, forecast_trace, joint, moments, observation, predict
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.infer.scores import crps_of, joint_score

@@ -11,7 +11,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from eve_pyro.diagnostics.draws import Draws, batches_of, check_futures, posterior_draws, window_labels
+from eve_pyro.diagnostics.draws import Draws, posterior_draws, window_labels
+from eve_pyro.infer.batches import batches_of, check_futures
 from eve_pyro.infer.predictive import latent_sites
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.infer.terms import by_unit, measure_units

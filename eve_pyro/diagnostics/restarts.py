@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from eve_pyro.diagnostics.draws import batches_of, check_futures, posterior_draws
+from eve_pyro.diagnostics.draws import posterior_draws
+from eve_pyro.infer.batches import batches_of, check_futures
 from eve_pyro.infer.predictive import predict
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.protocols import Guide, Model, Rows

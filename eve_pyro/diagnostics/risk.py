@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from eve_pyro.data.rows import Selectable
-from eve_pyro.diagnostics.draws import batches_of, check_futures
+from eve_pyro.infer.batches import batches_of, check_futures
 from eve_pyro.infer.predictive import Predictive, latent_sites, moments, predict
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.infer.scores import window_scores

@@ -8,7 +8,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from eve_pyro.diagnostics.draws import batches_of, densities, posterior_draws
+from eve_pyro.diagnostics.draws import densities, posterior_draws
+from eve_pyro.infer.batches import batches_of
 from eve_pyro.infer.predictive import observation
 from eve_pyro.infer.programs import device_of, evaluating
 from eve_pyro.protocols import OBSERVED, Guide, Model, Rows

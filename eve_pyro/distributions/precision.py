@@ -81,9 +81,9 @@ class Spectral:
 
     def __init__(self, shared: Tensor, strength: Tensor) -> None:
         self.shared, self.strength = shared, strength
-        values, self.exact = torch.linalg.eigh(shared.detach().double())
-        self.spectrum, self.vectors = values.clamp(min=0), self.exact.to(shared.dtype)  # (M), (M, M)
-        self.values = (1 + strength.detach().double().unsqueeze(-1) * self.spectrum).to(shared.dtype)  # (B, M)
+        values, self.exact = torch.linalg.eigh(_double(shared.detach()))
+        self.spectrum, self.vectors = values.clamp(min=0), self.exact.to(shared)  # (M), (M, M)
+        self.values = (1 + _double(strength.detach()).unsqueeze(-1) * self.spectrum).to(shared)  # (B, M)
         self.log_det: Tensor = _LogDet.apply(shared, strength, self.spectrum, self.exact)
 
     def solve(self, vectors: Tensor) -> Tensor:
@@ -111,6 +111,11 @@ class Spectral:
     def _power(self, vectors: Tensor, power: float) -> Tensor:
         out: Tensor = _Power.apply(vectors, self.shared, self.strength, self.vectors, self.values, power)
         return out
+
+
+def _double(values: Tensor) -> Tensor:
+    """Return ``values`` in double precision, on the CPU where the device has none (MPS)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
@@ -175,16 +180,16 @@ class _LogDet(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shared: Tensor, strength: Tensor, spectrum: Tensor, basis: Tensor) -> Tensor:
         ctx.save_for_backward(strength, spectrum, basis)
-        return (strength.double().unsqueeze(-1) * spectrum).log1p().sum(-1).to(shared.dtype)
+        return (_double(strength).unsqueeze(-1) * spectrum).log1p().sum(-1).to(shared)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         strength, spectrum, basis = ctx.saved_tensors
-        pulled = grad.double().unsqueeze(-1) / (1 + strength.double().unsqueeze(-1) * spectrum)
-        to_strength = (pulled * spectrum).sum(-1).to(grad.dtype)
-        weights = (strength.double().unsqueeze(-1) * pulled).flatten(0, -2).sum(0)
-        return (basis * weights @ basis.mT).to(grad.dtype), to_strength, None, None
+        pulled = _double(grad).unsqueeze(-1) / (1 + _double(strength).unsqueeze(-1) * spectrum)
+        to_strength = (pulled * spectrum).sum(-1).to(grad)
+        weights = (_double(strength).unsqueeze(-1) * pulled).flatten(0, -2).sum(0)
+        return (basis * weights @ basis.mT).to(grad), to_strength, None, None
 
 
 class _InverseBlocks(torch.autograd.Function):
@@ -196,20 +201,20 @@ class _InverseBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shared: Tensor, strength: Tensor, spectrum: Tensor, basis: Tensor, size: int) -> Tensor:
-        inverse = 1 / (1 + strength.double().unsqueeze(-1) * spectrum)  # f, (B, M)
+        inverse = 1 / (1 + _double(strength).unsqueeze(-1) * spectrum)  # f, (B, M)
         own = basis.unflatten(0, (-1, size))  # (N, P, M)
         outer = (own.unsqueeze(-2) * own.unsqueeze(-3)).flatten(0, -2)  # (N P P, M)
         ctx.save_for_backward(strength, spectrum, basis, inverse, outer)
         ctx.shape = (len(own), size, size)
-        return (inverse @ outer.mT).unflatten(-1, ctx.shape).to(shared.dtype)
+        return (inverse @ outer.mT).unflatten(-1, ctx.shape).to(shared)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         strength, spectrum, basis, inverse, outer = ctx.saved_tensors
         grad = 0.5 * (grad + grad.mT)
-        flat = grad.double().flatten(-3)  # (B, N P P)
-        slope = -strength.double().unsqueeze(-1) * inverse.square()  # f'
+        flat = _double(grad).flatten(-3)  # (B, N P P)
+        slope = -_double(strength).unsqueeze(-1) * inverse.square()  # f'
         to_strength = -((flat @ outer) * spectrum * inverse.square()).sum(-1)
 
         def turned(values: Tensor) -> Tensor:
@@ -219,10 +224,10 @@ class _InverseBlocks(torch.autograd.Function):
             return basis.mT @ read.flatten(0, 1)
 
         distance = spectrum - spectrum.unsqueeze(-1)
-        strongest = strength.double().abs().max()
+        strongest = _double(strength).abs().max()
         near = strongest * distance.abs() <= 1e-5 * (1 + strongest * torch.minimum(spectrum, spectrum.unsqueeze(-1)))
         divided, derived = turned(inverse), turned(slope)
         divided = (divided - divided.mT) / distance.masked_fill(near, 1.0)
         middle = torch.where(near, 0.5 * (derived + derived.mT), divided)
         to_shared = basis @ middle @ basis.mT
-        return to_shared.to(grad.dtype), to_strength.to(grad.dtype), None, None, None
+        return to_shared.to(grad), to_strength.to(grad), None, None, None

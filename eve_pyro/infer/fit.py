@@ -265,4 +265,4 @@ def _why(task: Task, trainer: L.Trainer, training: Training, monitor: str | None
         return f"paused after {done} epochs"
     if any(isinstance(each, Patience) and each.wait_count >= each.patience for each in callbacks):
         return f"no better {monitor} in {training.patience} epochs"
-    return f"stopped by a callback after {done} epochs"
+    return f"stopped by a callback after epoch {done}"

@@ -34,6 +34,7 @@ def store_parameters(model: Any, guide: Any, context: Tensor, future: Tensor) ->
     also lets modules make what they make when first called. Raises ValueError as ``refuse_clashes`` does.
     """
     refuse_clashes(model, guide)
+    context, future = context.to(device_of(model)), future.to(device_of(model))
     found: dict[str, Tensor] = {}
     for program in (guide, model):
         for args in ((context, future), (context,)):

@@ -6,11 +6,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from rich.progress import track
 from torch import Tensor
 
 from eve_pyro import metrics
 from eve_pyro.distributions.quantiles import Quantiles
+from eve_pyro.infer.batches import batches_of, check_futures
 from eve_pyro.infer.predictive import (
     Predictive,
     cdf,
@@ -42,7 +42,8 @@ def evaluate(
     in expectation (Jensen), which more draws tighten. The exact CRPS of a mixture costs ``num_draws`` squared.
 
     Classes have an ``accuracy``, the share of windows whose most probable class is the right one, and log scores; the
-    other scores, which are of distances, are left out. Raises ValueError for a label that is no class.
+    other scores, which are of distances, are left out. Raises ValueError for a label that is no class, for no windows,
+    and for windows whose future is yet to come.
     """
     scores = window_scores(model, guide, windows, num_draws, batch_size, seed, progress)
     variance = scores.pop("joint_log_score_variance", None)
@@ -62,14 +63,14 @@ def window_scores(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """Return each score by window, (N,): what paired comparisons are made of. See ``evaluate``."""
+    """Return each score by window, (N,): what paired comparisons are made of. See ``evaluate``.
+
+    Raises ValueError for no windows, and for windows whose future is yet to come.
+    """
     parts: list[dict[str, Tensor]] = []
-    device = device_of(model)
+    check_futures(windows)
     with evaluating(model, guide, seed):
-        batches = windows.batches(batch_size)
-        count = -(-len(windows) // batch_size)
-        for context, future in track(batches, "scoring", count, disable=not progress, transient=True):
-            context, future = context.to(device), future.to(device)
+        for context, future in batches_of(windows, batch_size, device_of(model), progress, "scoring"):
             prediction = predict(model, guide, context, num_draws)
             scores = marginal_scores(prediction, future) | path_scores(prediction, future)
             scores |= joint_score(model, guide, context, future, prediction, num_draws)

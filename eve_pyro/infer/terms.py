@@ -35,7 +35,7 @@ class UnitTerms:
 
 @dataclass(frozen=True)
 class ELBOTerms:
-    """The parts of the objective: ``log_likelihood`` and ``predictive`` (B,), in nats per window; ``units`` by site, and
+    """The parts of the objective: ``log_likelihood`` and ``predictive`` (B,), in nats per window; ``units`` by site;
     what they ``paid``, each KL at its beta, and ``penalties`` by name, scalars in nats per window; ``common``, of a
     composite objective, the share of the values' variance that means over blocks hold; ``alpha``, what log likelihood
     and KL weigh beside ``predictive``, see ``LocalELBO``.
@@ -50,7 +50,7 @@ class ELBOTerms:
     penalties: dict[str, Tensor] = field(default_factory=dict)
 
     def share(self, name: str) -> Tensor:
-        """Return how much of the loss a penalty is, in [0, 1]: of the absolute values of its parts, as it weighs them."""
+        """Return a penalty's share of the loss, in [0, 1]: of the absolute values of its parts, as it weighs them."""
         penalty = self.penalties[name]
         whole = self.alpha * (self.log_likelihood.mean().abs() + self.paid) + sum(self.penalties.values())
         if self.predictive is not None:

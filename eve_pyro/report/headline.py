@@ -172,9 +172,8 @@ def _count(module: nn.Module) -> int:
 
 
 def _training(record: Record) -> str:
-    options, history = record.run.config.training, record.histories["eve"]
-    best = history[f"val_{options.monitor}"].argmin() if options.monitor != "last" else len(history) - 1
+    options, done = record.run.config.training, record.training["eve"]
     return (
-        f"{len(history)} of {options.epochs} epochs, epoch {history['epoch'].tolist()[best] + 1:.0f} kept "
+        f"{len(record.histories['eve'])} of {options.epochs} epochs ({done['stopped']}), epoch {done['epoch']} kept "
         f"({options.monitor}); {record.seconds['train_eve']:.1f} s, seed {options.seed}"
     )

@@ -35,6 +35,7 @@ class Record:
     windows: Splits
     scores: Scores
     seconds: dict[str, float]
+    training: dict[str, dict[str, Any]]
     histories: dict[str, pd.DataFrame]
     census: pd.DataFrame
     units: pd.DataFrame
@@ -105,7 +106,7 @@ def read_record(folder: Path, panel: Panel, data: str) -> Record:
     homes = {"eve": folder} | ({"twin": folder / TWIN} if run.twin else {})
     histories = {name: _table(home, HISTORY) for name, home in homes.items()}
     tables = _table(folder, CENSUS), _table(folder, UNITS)
-    return Record(run, data, windows, metrics["test"], metrics["seconds"], histories, *tables)
+    return Record(run, data, windows, metrics["test"], metrics["seconds"], metrics["training"], histories, *tables)
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
@@ -117,7 +118,8 @@ def _metrics(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     names = ["eve", *(["twin"] if (folder / TWIN).is_dir() else [])]
-    for keys in [("windows",), ("seconds", "train_eve"), *(("test", name, key) for name in names for key in KEYS)]:
+    wanted = [("windows",), ("seconds", "train_eve"), ("training", "eve", "epoch"), ("training", "eve", "stopped")]
+    for keys in [*wanted, *(("test", name, key) for name in names for key in KEYS)]:
         value = found
         for key in keys:
             if not isinstance(value, dict) or key not in value:
