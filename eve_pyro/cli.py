@@ -109,6 +109,8 @@ def forecast(
 
     wanted = _levels(levels)
     loaded, panel = _load(run), read_panel(data)
+    if out.suffix not in ("", ".csv"):
+        raise ValueError(f"forecasts are written as CSV: --out {out.with_suffix('.csv')}")
     _check_free(out)
     windows = latest_of(panel, loaded.config, loaded.scaler)
     result = draw(loaded.eve.model, loaded.eve.guide, windows, paths or draws, wanted, seed=seed)
@@ -159,17 +161,16 @@ def census(run: RunFolder) -> None:
 
     Example: eve-pyro census runs/etth1
     """
-    import pandas as pd
-
     from eve_pyro.config import from_toml
     from eve_pyro.diagnostics.census import STATES, last_figures
+    from eve_pyro.report.record import read_table
     from eve_pyro.runs import CENSUS, CONFIG
 
     if not (run / CENSUS).is_file():
         raise ValueError(f"{run} holds no census: there is no {CENSUS} in it")
     calibrated = ", calibrated" if from_toml(run / CONFIG).control.calibrate else ""
     shown = {state: (state.replace("_", " "), "{:.1%}") for state in STATES} | CENSUS_ROWS
-    for site, layer in last_figures(pd.read_csv(run / CENSUS)).groupby("site", sort=False):
+    for site, layer in last_figures(read_table(run, CENSUS)).groupby("site", sort=False):
         band = f"[{layer['low'].min():.3g}, {layer['high'].max():.3g}]"
         count = int(layer["units"].max())
         title = f"{site}: {count} unit{'s' * (count > 1)} at the end of training, bands {band}{calibrated}"
@@ -208,12 +209,16 @@ def _complain(message: str) -> None:
 
 def _train(data: str, recipe: str, out: Path | None, twin: bool, overrides: dict[str, Any]) -> None:
     from eve_pyro.config import load_recipe
+    from eve_pyro.effects import check_acts
     from eve_pyro.experiment import run_experiment
     from eve_pyro.runs import free_folder
 
     if out is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several processes train together: name their run folder with --out")
-    config, panel = load_recipe(recipe, with_standard_rows(data, recipe, overrides)), read_panel(data)
+    config = load_recipe(recipe, with_standard_rows(data, recipe, overrides))
+    for option, value in overrides.items():
+        check_acts(option, value, config)
+    panel = read_panel(data)
     folder = out or free_folder(Path("runs") / Path(data).stem)
     _show(folder, data, lambda say: run_experiment(panel, config, folder, twin, say))
 

@@ -76,7 +76,7 @@ class LinearEncoder(nn.Module):
         if layers < 1:
             raise ValueError(f"the nonlinear branch has at least 1 hidden layer, not {layers}")
         super().__init__()
-        self.out_features = features + hidden
+        self.context_length, self.out_features = context_length, features + hidden
         self.seasonal, self.trend = nn.Linear(context_length, hidden), nn.Linear(context_length, hidden)
         self.linear = nn.Linear(hidden, features)
         self.branch = _branch([features] * layers + [hidden], dropout)
@@ -84,6 +84,10 @@ class LinearEncoder(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         """Map ``context`` (B, T, L) to ``state`` (B, T, features + hidden)."""
+        if context.shape[-1] != self.context_length:
+            raise ValueError(
+                f"the windows have a context of {context.shape[-1]} steps, the encoder {self.context_length}"
+            )
         smooth = moving_average(context)
         linear = self.linear(self.seasonal(context - smooth) + self.trend(smooth))
         linear = self.dropout(linear / math.sqrt(self.linear.out_features))  # so Adam's steps stay small on this path

@@ -128,6 +128,9 @@ def _load_weights(path: Path, built: Built) -> Built:
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from None
     check_weights(path, found, built.weights().state_dict())
+    lost = [name for name, value in found.items() if not value.isfinite().all()]
+    if lost:
+        raise ValueError(f"{path} holds values that are not finite ({lost[0]!r}): train the run again")
     built.weights().load_state_dict(found)
     built.weights().eval()
     return built

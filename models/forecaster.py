@@ -59,7 +59,7 @@ class Forecaster(nn.Module):
             raise ValueError(f"horizon and path must be at least 1 step, not {horizon} and {path}")
         self.encoder, self.layer, self.readout = encoder, layer, readout
         self.norm = norm or InstanceNorm()
-        self.state_size, self.surprise_size = encoder.out_features, horizon
+        self.horizon, self.state_size, self.surprise_size = horizon, encoder.out_features, horizon
         self.path = self.num_steps = path
         self.volatility = volatility
 
@@ -91,6 +91,7 @@ class Forecaster(nn.Module):
 
     def forward(self, context: Tensor, future: Tensor | None = None) -> Tensor:
         """Run the program on ``context`` (B, T, L), observing ``future`` (B, H) if given; return y, (..., B, 1, H)."""
+        self._check(future)
         state, instance = self.encode(context)
         with pyro.plate(WINDOWS, context.shape[0], dim=-2):
             below, volatility = state, None
@@ -110,6 +111,7 @@ class Forecaster(nn.Module):
 
         Under a factor readout that is the standardised residual (y - f) / V; otherwise the normalised future itself.
         """
+        self._check(future)
         state, instance = self.encode(context)
         if future is None:
             return Evidence(state)
@@ -117,6 +119,10 @@ class Forecaster(nn.Module):
         target = future if instance is None else (future - instance.loc[:, 0]) / instance.scale[:, 0]
         surprise = self.readout.surprise(target, read) if hasattr(self.readout, "surprise") else target
         return Evidence(state, surprise)
+
+    def _check(self, future: Tensor | None) -> None:
+        if future is not None and future.shape[-1] != self.horizon:
+            raise ValueError(f"the windows have a horizon of {future.shape[-1]} steps, the model {self.horizon}")
 
     def information(self, evidence: Evidence) -> Information | None:
         """Return what the future says of the top layer's activity, or None for a readout that is not linear in it."""

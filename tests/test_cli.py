@@ -67,6 +67,9 @@ def test_fit_evaluate_forecast(here, run):
     following = pd.read_csv(here / "next.csv")
     assert list(following) == ["unique_id", "window", "ds", "mean", "q0.1", "q0.9"]
     assert following.ds.min() == "2024-10-27"
+    code, _, err = run("forecast", "r", "data.csv", "--out", "next.parquet")
+    assert code == 2
+    assert "forecasts are written as CSV: --out next.csv" in err
     assert run("forecast", "r", "data.csv", "--out", "paths.csv", "--paths", 7)[0] == 0
     assert pd.read_csv(here / "paths.csv").draw.nunique() == 7
 
@@ -104,7 +107,8 @@ def test_the_census_has_a_table_for_each_layer(here, run, calibrate):
     config = load_recipe("factor", {"calibrate": calibrate})
     (here / "r" / "config.toml").write_text(to_toml(config))
     units = pd.DataFrame({"unit": range(4), "kl": [0.0, 0.02, 0.4, 0.58], "energy": [0.0, 0.03, 0.04, 0.05]})
-    units = units.assign(scale=0.5, low=0.0234, high=0.0456, state=["dead", "living", "living", "too_high"], step=9)
+    units = units.assign(scale=0.5, low=0.0234, high=0.0456, beta=1.0, step=9)
+    units["state"] = ["dead", "living", "living", "too_high"]
     layers = [units.assign(site=f"layer{i}.z", split=name) for name in ("train", "val", "test") for i in range(3)]
     pd.concat(layers).to_csv("r/census.csv", index=False)
     code, out, _ = run("census", "r")
@@ -128,7 +132,8 @@ def test_without_out_runs_get_names_of_their_own(here, run):
 
 BAD_CALLS = [
     (("census", "."), ". holds no census"),
-    (("fit", "data.csv", "--c-min", "1"), "c_min <= c_max"),
+    (("fit", "data.csv", "--thermostat", "--c-min", "1"), "c_min <= c_max"),
+    (("fit", "data.csv", "--phi", "0.5"), "phi = 0.5 changes nothing here: it needs an AR(1) prior"),
     (("fit", "data.csv", "--target", "-1"), "option control.target = -1"),
     (("fit", "data.csv", "--regime", "penalty", "--epochs", "1"), "a warm-up of 64 steps leaves nothing"),
     (("fit", "gone.csv"), "no such file: gone.csv"),

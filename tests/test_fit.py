@@ -241,6 +241,39 @@ def test_a_loss_that_is_broken_from_the_start_is_an_error(windows):
         fit(Exploding(model, 0), guide, windows, training=QUICK)
 
 
+def test_a_fit_that_is_refused_leaves_the_pair_as_it_was(windows):
+    model, guide = pair()
+    before = weights(model, guide).clone()
+    with pytest.raises(ValueError, match="not finite at step 1, before a first epoch"):
+        fit(model, guide, windows, training=Training(learning_rate=1.0, clip=1e6, progress=False), callbacks=[Ruin()])
+    assert torch.equal(weights(model, guide), before)
+
+
+class Ruin(Callback):
+    """Puts NaN into every weight after the first step."""
+
+    def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+        for weight in task.trained():
+            weight.data.fill_(torch.nan)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"patience": 0}, {"monitor": "nope"}, {"clip": math.nan}, {"seed": -1}]
+)
+def test_options_of_a_training_are_checked_before_it(windows, wrong):
+    model, guide = pair()
+    with pytest.raises(ValueError, match=f"option {next(iter(wrong))} = "):
+        fit(model, guide, windows, training=Training(**wrong))
+
+
+def test_windows_of_other_lengths_are_refused_in_words(windows):
+    panel = windows.test.panel
+    longer = make_windows(panel, CONTEXT + 1, HORIZON), make_windows(panel, CONTEXT, HORIZON + 1)
+    for wrong, message in zip(longer, ("a context of", "a horizon of"), strict=True):
+        with pytest.raises(ValueError, match=f"the windows have {message}"):
+            fit(*pair(), wrong, training=QUICK)
+
+
 def test_a_second_fit_trains_with_dropout_again(windows):
     model, guide = pair()
     fit(model, guide, windows, training=QUICK)

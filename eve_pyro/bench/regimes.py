@@ -15,14 +15,10 @@ from eve_pyro.bench.trials import Trial, run_trials
 from eve_pyro.config import load_recipe, option_named
 from eve_pyro.control.steering import Steering
 from eve_pyro.data import Panel
+from eve_pyro.effects import IDLE
 
 REGIMES = ("off", "penalty", "projection", "homeostasis")
 SHOWN = ("crps", "joint_log_score", "mse", "val_inside_mass", "val_living", "test_inside_mass")
-IDLE = {  # what a regime has no use for: varying it would train the same thing again
-    "off": {"eta", "aim", "lambda_band", "ramp"},
-    "penalty": {"eta", "aim"},
-    "projection": {"eta", "aim"},
-}
 
 
 def regime_trials(

@@ -49,7 +49,7 @@ class Steering:
     @property
     def acts(self) -> bool:
         """Whether anything happens once the warm-up is over."""
-        return self.regime != "off" or self.thermostat or self.lambda_ar > 0
+        return self.regime != "off" or self.thermostat or self.calibrate or self.lambda_ar > 0
 
     def check(self, steps: int) -> None:
         """Raise ValueError for options out of range or at odds, and for a warm-up as long as ``steps`` of training."""

@@ -151,8 +151,11 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
         _check_header(path)
-        # Names stay as they are written, "050" and "NA" too; columns are read whole, not typed piece by piece.
-        return pd.read_csv(path, converters={"unique_id": lambda name: name or None}, low_memory=False)
+        frame = pd.read_csv(path, low_memory=False)  # columns are read whole, not typed piece by piece
+        if "unique_id" in frame:  # names stay as they are written, "050" and "NA" too
+            names = pd.read_csv(path, usecols=["unique_id"], dtype=str, keep_default_na=False)["unique_id"]
+            frame["unique_id"] = names.mask(names == "")
+        return frame
     except ImportError:
         raise ValueError(f"reading {path.name} needs pyarrow: pip install 'eve_pyro[parquet]'") from None
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own parsing errors are of these kinds

@@ -55,7 +55,8 @@ class History(Callback):
 class Keeper(Callback):
     """Keeps a copy of the weights of the epoch with the lowest ``monitor``, or of the last where there is none.
 
-    An epoch in which the loss broke does not count.
+    An epoch in which the loss broke or the score is NaN does not count; while there is none that does, the weights kept
+    are those that the training began with.
     """
 
     def __init__(self, monitor: str | None) -> None:
@@ -63,15 +64,17 @@ class Keeper(Callback):
         self.epoch: int | None = None
         self.weights: dict[str, Tensor] = {}
 
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Copy what there is."""
+        self.weights = self.weights or _copied(task)
+
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Copy the weights if they are the best so far."""
         if task.not_finite is not None:
             return
         score = float(trainer.callback_metrics[self.monitor]) if self.monitor else -math.inf
-        if self.epoch is None or score < self.best or not self.monitor:
-            self.best = math.inf if math.isnan(score) else score
-            self.epoch = trainer.current_epoch
-            self.weights = {name: value.detach().clone() for name, value in task.state_dict().items()}
+        if score < self.best or not self.monitor:
+            self.best, self.epoch, self.weights = score, trainer.current_epoch, _copied(task)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is kept, for a checkpoint."""
@@ -80,6 +83,10 @@ class Keeper(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.best, self.epoch, self.weights = state_dict["best"], state_dict["epoch"], state_dict["weights"]
+
+
+def _copied(task: L.LightningModule) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in task.state_dict().items()}
 
 
 class Patience(EarlyStopping):

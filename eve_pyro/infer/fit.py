@@ -1,7 +1,6 @@
 """Training: any model and guide, one local ELBO, on Lightning's loop."""
 
 import logging
-import math
 import os
 import pickle
 import signal
@@ -24,7 +23,7 @@ from eve_pyro.infer.loop import Callback, L, ModelCheckpoint, RichProgressBar, T
 from eve_pyro.infer.predictive import forecast_trace, is_categorical, observation, refuse_added_sites, values
 from eve_pyro.infer.programs import check_accelerator, check_weights, device_of, evaluating, store_parameters
 from eve_pyro.infer.task import Task
-from eve_pyro.infer.training import Training
+from eve_pyro.infer.training import Training, checked
 from eve_pyro.protocols import Controller, Guide, Model, Rows, RowSplits
 
 MACHINE_OPTIONS = ("accelerator", "progress")  # may differ where a training goes on
@@ -69,9 +68,9 @@ def fit(
 
     The global random state is left as it was; a seed repeats exactly on one machine. Raises ValueError where nothing
     can be trained, where a checkpoint does not fit, or where the loss, or the score that is monitored, is not finite
-    before any epoch was good; later, the best epoch is kept.
+    before any epoch was good, which leaves the pair as it was; later, the best epoch is kept.
     """
-    elbo, training = elbo or LocalELBO(), training or Training()
+    elbo, training = elbo or LocalELBO(), checked(Training, asdict(training or Training()))
     steering = [] if control is None else control.callbacks()
     check_accelerator(training.accelerator)
     folder = None if log_dir is None else Path(log_dir)
@@ -106,19 +105,13 @@ def fit(
         task.train()  # a pair that was fitted before is in eval mode
         with _interruptible():
             trainer.fit(task, train, validation, ckpt_path=checkpoint, weights_only=True)
-        if task.not_finite is not None and task.not_finite < len(train):
-            raise ValueError(
-                f"the loss was not finite at step {task.not_finite}, before a first epoch was done: lower the learning "
-                "rate or check the data"
-            )
-        if monitor and not math.isfinite(keeper.best):
-            raise ValueError(f"{monitor} was not finite after any epoch: check the validation rows")
         task.load_state_dict(keeper.weights)
+    if keeper.epoch is None:
+        raise ValueError(_why_none(task, monitor))
     for program in (model, guide):
         if isinstance(program, nn.Module):
             program.eval()
     tables = history.tables(trainer)
-    assert keeper.epoch is not None
     return Fit(tables.pop("history"), tables, keeper.epoch, history.seconds, _why(task, trainer, training, monitor))
 
 
@@ -253,6 +246,15 @@ def _checkpoint(folder: Path, task: Task) -> Path | None:
             raise ValueError(f"{path} was trained with {name} = {before.get(name)!r}, not {value!r}: resume it so")
     check_weights(path, weights, task.state_dict())
     return path
+
+
+def _why_none(task: Task, monitor: str | None) -> str:
+    if task.not_finite is None:
+        return f"{monitor} was not finite after any epoch: check the validation rows"
+    return (
+        f"the loss was not finite at step {task.not_finite}, before a first epoch was done: lower the learning rate or "
+        "check the data"
+    )
 
 
 def _why(task: Task, trainer: L.Trainer, training: Training, monitor: str | None) -> str:

@@ -104,8 +104,8 @@ def read_record(folder: Path, panel: Panel, data: str) -> Record:
     if windows.train.scaler != run.scaler or len(windows.test) != metrics["windows"]:
         raise ValueError(f"{folder} was trained on other data than {data}: name the file that it was trained on")
     homes = {"eve": folder} | ({"twin": folder / TWIN} if run.twin else {})
-    histories = {name: _table(home, HISTORY) for name, home in homes.items()}
-    tables = _table(folder, CENSUS), _table(folder, UNITS)
+    histories = {name: read_table(home, HISTORY) for name, home in homes.items()}
+    tables = read_table(folder, CENSUS), read_table(folder, UNITS)
     return Record(run, data, windows, metrics["test"], metrics["seconds"], metrics["training"], histories, *tables)
 
 
@@ -128,7 +128,8 @@ def _metrics(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _table(folder: Path, name: str) -> pd.DataFrame:
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """Read a table of a run; ValueError for one that is missing, broken, empty or of another version."""
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{folder} is not whole: there is no {name} in it; train the run again")
